@@ -56,7 +56,7 @@ var kinds = map[Kind]struct {
 	KindUnknown:            {http.StatusInternalServerError, errdefs.ErrUnknown},
 }
 
-// Status is the HTTP status of errors of this kind. An unknown kind has that of KindUnknown.
+// Status is the HTTP status of errors of this kind. An unknown kind has the status of KindUnknown.
 func (k Kind) Status() int {
 	if known, ok := kinds[k]; ok {
 		return known.status
@@ -70,7 +70,7 @@ type Error struct {
 	Object  string `json:"object,omitempty"` // the layer, snapshot or image that the request named
 	Message string `json:"message"`
 	Advice  string `json:"advice,omitempty"` // what to do about it
-	// Into and Conflicts are those of a merge, for KindConflict.
+	// Into and Conflicts describe a merge, for KindConflict.
 	Into      string     `json:"into,omitempty"`
 	Conflicts []Conflict `json:"conflicts,omitempty"`
 }

@@ -20,10 +20,11 @@ type Namespace struct {
 	Prefix string `json:"prefix"`
 	// Readable are references of layers outside of the namespace that its members may read and fork.
 	Readable []string `json:"readable"`
-	// Layers and Bytes are limits: of the number of layers and snapshots, and of the sum of the limits of the layers. 0 is none.
+	// Layers limits the number of layers and snapshots. Bytes limits the sum of the limits of the layers. 0 is no
+	// limit.
 	Layers int    `json:"layers,omitempty"`
 	Bytes  uint64 `json:"bytes,omitempty"`
-	// Lifetime is the longest time after which a fork expires, such as "24h0m0s"; "" is none.
+	// Lifetime is the longest time after which a fork expires, such as "24h0m0s". "" is no limit.
 	Lifetime string `json:"lifetime,omitempty"`
 }
 
@@ -132,7 +133,7 @@ const (
 type Change struct {
 	Kind ChangeKind `json:"kind"`
 	Path string     `json:"path"`
-	// Bytes are those of the path, in base64, if it is not UTF-8 and Path is therefore not all of it.
+	// Bytes are the bytes of the path, in base64, if the path is not UTF-8. Path is inexact then.
 	Bytes []byte `json:"bytes,omitempty"`
 }
 

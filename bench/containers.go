@@ -544,9 +544,9 @@ func runContainers(args []string, out io.Writer) error {
 	flags.DurationVar(&c.repeat, "repeat", time.Second, "repeat cheap operations for so long in each round")
 	files := flags.Int("files", 50_000, "number of small files of the image")
 	only := flags.String("only", "", "names of contenders, comma separated; default all")
-	output := flags.String("o", "", "write the report to this Markdown `file`, and leave what is in it besides; default is to print it only")
-	image := flags.String("image", "a loopback image", "what the report says holds the filesystem")
-	revision := flags.String("revision", "unknown", "what the report says was measured")
+	output := flags.String("o", "", "write the report to this Markdown `file`, and keep its other parts; default is to print it only")
+	image := flags.String("image", "a loopback image", "the device of the filesystem, as the report names it")
+	revision := flags.String("revision", "unknown", "the measured revision, as the report names it")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

@@ -45,10 +45,10 @@ func runEngines(args []string, out io.Writer) error {
 	files := flags.String("files", "50000,10000", "numbers of files of the images, comma separated")
 	large := flags.Int("large", 64, "MiB of each of the four files of the image of large files; 0: no such image")
 	layers := flags.String("layers", "10,60", "numbers of layers of images of as many files as the last of -files, comma separated; 0: no such images")
-	output := flags.String("o", "", "write the report to this Markdown `file`, and leave what is in it besides; default is to print it only")
+	output := flags.String("o", "", "write the report to this Markdown `file`, and keep its other parts; default is to print it only")
 	add := flags.Bool("add", false, "add the images to those of the report in the file of -o, or replace them")
-	image := flags.String("image", "a loopback image", "what the report says holds the filesystem")
-	revision := flags.String("revision", "unknown", "what the report says was measured")
+	image := flags.String("image", "a loopback image", "the device of the filesystem, as the report names it")
+	revision := flags.String("revision", "unknown", "the measured revision, as the report names it")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

@@ -629,9 +629,9 @@ func runLive(args []string, out io.Writer) error {
 	files := flags.Int("files", 50_000, "number of files of the image")
 	large := flags.Int("large", 500_000, "number of files of a larger image, of which forks alone are measured; 0: none")
 	forks := flags.Int("forks", liveForks, "number of forks that exist in the end")
-	output := flags.String("o", "", "write the report to this Markdown `file`, and leave what is in it besides; default is to print it only")
-	filesystem := flags.String("image", "a loopback image", "what the report says holds the filesystem")
-	revision := flags.String("revision", "unknown", "what the report says was measured")
+	output := flags.String("o", "", "write the report to this Markdown `file`, and keep its other parts; default is to print it only")
+	filesystem := flags.String("image", "a loopback image", "the device of the filesystem, as the report names it")
+	revision := flags.String("revision", "unknown", "the measured revision, as the report names it")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

@@ -63,9 +63,9 @@ func runBench(args []string, out io.Writer) error {
 	layers := flags.Int("layers", 5000, "layers that are there when a driver starts and, 2,000 of them at most, beside a snapshot; 0: no such measurements")
 	only := flags.String("only", "", "names of contenders, comma separated; default all")
 	output := flags.String("o", "", "write the report to this Markdown `file`, and plots beside it; default is to print it only")
-	image := flags.String("image", "a loopback image", "what the report says holds the filesystem")
+	image := flags.String("image", "a loopback image", "the device of the filesystem, as the report names it")
 	quota := flags.Bool("quota", true, "turn simple quotas on first (btrfs)")
-	revision := flags.String("revision", "unknown", "what the report says was measured")
+	revision := flags.String("revision", "unknown", "the measured revision, as the report names it")
 	note := flags.String("note", "", "a paragraph about the machine for the report")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -165,7 +165,7 @@ func (b *Backend) foreignInfo(s *subvolume) (info btrfsctl.Subvolume, err error)
 		return info, fmt.Errorf("subvolume %s: %w", s.Name(), err)
 	}
 	if info.ParentID == b.dirs.subvolumesID && info.DirID == b.dirs.subvolumesIno {
-		return info, fault.New(errdefs.ErrInvalidArgument, "it is the layer %q here: clone that", info.Name)
+		return info, fault.New(errdefs.ErrInvalidArgument, "this home has it as layer %q: clone that layer", info.Name)
 	}
 	nested, err := b.nestedIn(info.ID)
 	if err == nil && len(nested) > 0 {

@@ -28,10 +28,10 @@ func init() {
 	})
 }
 
-// Init opens the driver on the directory home, and makes home if it is missing. Options are btrfs.size, btrfs.quota_scope,
-// btrfs.read_only and btrfs.root_style, as described at cowcommon.DriverOptions. btrfs.min_space is the least size that a
-// layer may be given, and btrfs.quota is described at quota.Policy. With btrfs.read_only=true it opens an existing home as OpenReadOnly does. The
-// result is a *cowdriver.Driver.
+// Init opens the driver on the directory home, and makes home if it is missing. Options are btrfs.size,
+// btrfs.quota_scope, btrfs.read_only and btrfs.root_style, as described at cowcommon.DriverOptions. btrfs.min_space is
+// the least size that a layer may be given, and btrfs.quota is described at quota.Policy. With btrfs.read_only=true it
+// opens an existing home as OpenReadOnly does. The result is a *cowdriver.Driver.
 //
 // Returns graphdriver.ErrPrerequisites if home is not on btrfs, and graphdriver.ErrIncompatibleFS if the driver cannot work
 // on that btrfs. Returns graphdriver.ErrNotSupported off Linux, and errdefs.ErrInvalidArgument if an option is wrong.

@@ -112,7 +112,7 @@ func (b *Backend) recover(context.Context) error {
 				err = unix.Unlinkat(int(dir.Fd()), entry.Name(), unix.AT_REMOVEDIR)
 			}
 			if err != nil {
-				b.log.Warn("btrfs: left over, and cannot be destroyed", "path", filepath.Join(dir.Name(), entry.Name()), "error", err)
+				b.log.Warn("btrfs: remains of a layer cannot be deleted, and stay until the next start", "path", filepath.Join(dir.Name(), entry.Name()), "error", err)
 			}
 		}
 	}

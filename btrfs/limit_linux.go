@@ -23,8 +23,8 @@ func (b *Backend) Usage(_ context.Context, name string) (usage quota.Usage, err 
 	return usage, err
 }
 
-// SetLimit sets the limit of the volume's qgroup, durably. If an exchange gives the name to another volume meanwhile, that has the
-// limit too.
+// SetLimit sets the limit of the volume's qgroup, durably. If an exchange gives the name to another volume meanwhile,
+// that volume has the limit too.
 func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
 	return b.withNamed("limit", name, func(dir *subvolume) error {
 		err := b.quotas.SetLimit(ctx, dir.info.ID, limit)

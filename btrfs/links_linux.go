@@ -21,7 +21,7 @@ func addLinks(top *os.File, r *replayed) error {
 		case errors.Is(err, unix.ENAMETOOLONG):
 			return &treediff.NoHintsError{Reason: "path-too-long", Err: err}
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-			return &treediff.NoHintsError{Reason: "inconsistent", Err: fmt.Errorf("the stream speaks of %q, which is not there: %w", inode.path, err)}
+			return &treediff.NoHintsError{Reason: "inconsistent", Err: fmt.Errorf("the stream names %q, which does not exist: %w", inode.path, err)}
 		case err != nil:
 			return fmt.Errorf("changed inode: %w", &os.PathError{Op: "stat", Path: inode.path, Err: err})
 		}

@@ -25,8 +25,8 @@ type received struct {
 
 // receive applies a send stream to the writable subvolume whose root is open as root. For a full stream, the subvolume
 // is empty. For an incremental stream, it is a snapshot of source, the read-only subvolume that the stream builds on.
-// receive waits for the end of r, and nothing may follow the stream. The caller makes the result durable and read-only, and records the subvolume
-// that it was received from.
+// receive waits for the end of r, and nothing may follow the stream. The caller makes the result durable and read-only,
+// and records the subvolume that it was received from.
 //
 // Whatever the stream holds, receive changes nothing outside of root, and reads nothing outside of root and source.
 // Nobody else may change the tree meanwhile. Memory is bounded by the stream's longest command. Like btrfs receive, it
@@ -74,7 +74,7 @@ func receive(ctx context.Context, root, source *os.File, r io.Reader) (received,
 		return received{}, fmt.Errorf("receive: after the end: %w", err)
 	}
 	if more {
-		return received{}, fmt.Errorf("receive: %w", invalid("the stream goes on after its end: if it is of more than one subvolume, send each by itself"))
+		return received{}, fmt.Errorf("receive: %w", invalid("the stream has data after its end: if it holds more than one subvolume, send each of them separately"))
 	}
 	return v.received, nil
 }
@@ -319,7 +319,7 @@ func (v *receiver) clone(c *sendstream.Clone) error {
 func (v *receiver) mknod(c *sendstream.Mknod) error {
 	kind := uint32(c.Mode & unix.S_IFMT)
 	if kind != unix.S_IFCHR && kind != unix.S_IFBLK {
-		return invalid("mode %o is not that of a device", c.Mode)
+		return invalid("mode %o is not the mode of a device", c.Mode)
 	}
 	if c.Rdev > math.MaxUint32 {
 		return invalid("there is no device %#x", c.Rdev)

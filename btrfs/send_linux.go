@@ -70,7 +70,7 @@ func (v *view) checkIdentity() error {
 	if v.dir.info.ReceivedUUID == (btrfsctl.UUID{}) || v.snapshot == "" && v.dir.info.ReadOnly {
 		return nil
 	}
-	return fault.New(errdefs.ErrFailedPrecondition, "it was received, and made writable afterwards, so its content may be another: make a layer from it, and send that")
+	return fault.New(errdefs.ErrFailedPrecondition, "it was received and then made writable, so its content may have changed: make a layer from it, and send that layer")
 }
 
 // Receive makes a volume from a btrfs send stream, as "btrfs receive" does, and seals it. An incremental stream needs

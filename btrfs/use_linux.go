@@ -104,7 +104,7 @@ func (b *Backend) lockShared(ctx context.Context, dir *os.File) error {
 		return !ok && err == nil, err
 	})
 	if err == nil && !ok {
-		b.log.Warn("btrfs: somebody has locked the root of a layer, so other processes cannot see that it is in use", "path", dir.Name())
+		b.log.Warn("btrfs: another program has locked the root of a layer, so other processes cannot see that the layer is in use", "path", dir.Name())
 	}
 	return err
 }

@@ -6,9 +6,9 @@
 // An error that the server answers is an *api.Error, for errors.As: with its kind, its object, and advice. It is also the error of
 // package errdefs for its kind, for errors.Is.
 //
-// A method returns errdefs.ErrUnavailable if no server listens on the socket; nothing was sent then. It returns errdefs.ErrUnknown if the
-// connection ends before the answer does. The server may have carried out the request, or it may have closed the connection because
-// the caller has too many.
+// A method returns errdefs.ErrUnavailable if no server listens on the socket; nothing was sent then. It returns
+// errdefs.ErrUnknown if the connection ends before the answer does. The server may have carried out the request, or it
+// may have closed the connection because the caller has too many connections.
 package client
 
 import (

@@ -70,7 +70,7 @@ func (c *Client) GetUsage(ctx context.Context, layer string) (usage api.Usage, e
 	return usage, err
 }
 
-// SetLimit sets the limit of a layer to a size such as "10G", or removes it: "none".
+// SetLimit sets the limit of a layer to a size such as "10G". The size "none" removes the limit.
 func (c *Client) SetLimit(ctx context.Context, layer, size string) error {
 	return c.call(ctx, request{method: http.MethodPut, path: layerPath(layer, "limit"), body: api.NewLimit{Size: size}}, nil)
 }

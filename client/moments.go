@@ -7,7 +7,8 @@ import (
 	"github.com/cowshed/cowshed/api"
 )
 
-// Fork makes forks of a layer or snapshot, in use or not. All are of the same moment. If it fails, none is left.
+// Fork makes forks of a layer or snapshot, in use or not. All forks are of the same moment. If Fork fails, no fork is
+// left.
 func (c *Client) Fork(ctx context.Context, layer string, forks api.NewForks) ([]api.Fork, error) {
 	var made api.Forks
 	err := c.call(ctx, request{method: http.MethodPost, path: layerPath(layer, "forks"), body: forks}, &made)
@@ -45,7 +46,7 @@ func (c *Client) Merge(ctx context.Context, fork string, merge api.NewMerge) (me
 	return merged, err
 }
 
-// GetLog returns a layer with its snapshots and forks, and theirs.
+// GetLog returns a layer with its snapshots and forks, and with the snapshots and forks of these.
 func (c *Client) GetLog(ctx context.Context, layer string) (log api.Log, err error) {
 	err = c.call(ctx, request{method: http.MethodGet, path: layerPath(layer, "log")}, &log)
 	return log, err

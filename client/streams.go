@@ -9,7 +9,7 @@ import (
 	"github.com/cowshed/cowshed/api"
 )
 
-// CompareOptions says with which layer another is compared.
+// CompareOptions says with which layer a layer is compared, and how.
 type CompareOptions struct {
 	Since string // layer or snapshot; "": that from which the layer's changes count
 	Whole bool   // compare with an empty tree
@@ -42,7 +42,7 @@ type ExportOptions struct {
 	Compress string // of the layers: none, gzip or zstd; "" is none for docker-archive, and gzip for oci-archive
 }
 
-// Export returns a layer or image as an archive of an image. The reader is as that of Diff.
+// Export returns a layer or image as an archive of an image. The reader works as the reader of Diff does.
 func (c *Client) Export(ctx context.Context, layer string, opts ExportOptions) (io.ReadCloser, error) {
 	q := query{"format": opts.Format, "name": opts.Name, "compress": opts.Compress}
 	return c.stream(ctx, request{method: http.MethodGet, path: layerPath(layer, "export"), query: q}, api.MediaTypeTar)
@@ -54,14 +54,15 @@ type SendOptions struct {
 	WithParents bool   // send the layers from which the layer was made too, those after From
 }
 
-// Send returns a layer or snapshot as a stream for "cowshed receive". The reader is as that of Diff.
+// Send returns a layer or snapshot as a stream for "cowshed receive". The reader works as the reader of Diff does.
 func (c *Client) Send(ctx context.Context, layer string, opts SendOptions) (io.ReadCloser, error) {
 	q := query{"from": opts.From}.flag("withParents", opts.WithParents)
 	return c.stream(ctx, request{method: http.MethodGet, path: layerPath(layer, "stream"), query: q}, api.MediaTypeStream)
 }
 
-// Promote makes an image of a layer or snapshot as it is now, in use or not. It calls progress, unless that is nil, with each
-// message of the server. Returns io.ErrUnexpectedEOF if the answer was cut off, so that the outcome is not known.
+// Promote makes an image of a layer or snapshot as it is now, in use or not. It calls progress with each message of the
+// server, unless progress is nil. Returns io.ErrUnexpectedEOF if the answer was cut off, so that the outcome is not
+// known.
 func (c *Client) Promote(ctx context.Context, layer string, image api.NewImage, progress func(api.Progress)) (api.Image, error) {
 	body, err := c.stream(ctx, request{method: http.MethodPost, path: layerPath(layer, "promote"), body: image}, api.MediaTypeProgress)
 	if err != nil {

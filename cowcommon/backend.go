@@ -17,9 +17,10 @@ import (
 // is cloned as it is at that moment, and stays writable.
 //
 // A volume is in use while any process holds it. It is also in use while it, a directory of it, or an overlay with it
-// as a layer is mounted. The mount namespace does not matter, nor a mount that covers it. On ZFS an open file keeps
-// its volume in use. On btrfs it does not: the process keeps its file, as with a deleted one, and goes on writing to a
-// sealed volume. A volume in use is not sealed, renamed or removed. The error names the users if the kernel tells.
+// as a layer is mounted. That holds in every mount namespace, and for a mount that another mount covers. On ZFS an open
+// file keeps its volume in use. On btrfs it does not: the process keeps its file, as with a deleted one, and goes on
+// writing to a sealed volume. A volume in use is not sealed, renamed or removed. The error names the users if the
+// kernel tells.
 //
 // Methods are safe for concurrent use, and each that changes something is atomic: after a crash the volume is
 // complete, or it does not exist. An acknowledged change survives a power cut, except that a removed volume may come

@@ -178,7 +178,7 @@ func (cr *Comparer) hints(ctx context.Context, c *Comparison, way Way) (*treedif
 		cr.native()
 		return hints, nil
 	}
-	if !errors.Is(err, treediff.ErrNoHints) {
+	if err = treediff.WithoutHints(ctx, "unknown", err); !errors.Is(err, treediff.ErrNoHints) {
 		return nil, err
 	}
 	why := (*treediff.NoHintsError)(nil)

@@ -26,7 +26,7 @@ type Examiner interface {
 	Examine(ctx context.Context) []Finding
 }
 
-// Examine is Examiner.Examine. It finds nothing if the backend is none.
+// Examine is Examiner.Examine. It finds nothing if the backend is no Examiner.
 func Examine(ctx context.Context, backend Backend) []Finding {
 	if e, ok := As[Examiner](backend); ok {
 		return e.Examine(ctx)

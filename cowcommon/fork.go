@@ -16,7 +16,7 @@ type Forker interface {
 	CheckWhole(ctx context.Context, name string) error
 }
 
-// CheckWhole is Forker.CheckWhole. It finds nothing if the backend is none.
+// CheckWhole is Forker.CheckWhole. It finds nothing if the backend is no Forker.
 func CheckWhole(ctx context.Context, backend Backend, name string) error {
 	if f, ok := As[Forker](backend); ok {
 		return f.CheckWhole(ctx, name)
@@ -24,8 +24,8 @@ func CheckWhole(ctx context.Context, backend Backend, name string) error {
 	return nil
 }
 
-// Fork is Forker.Fork. A Backend that is none clones source while it is mounted, and seals the clone. Returns
-// ErrNotImplemented if the backend cannot seal either.
+// Fork is Forker.Fork. If the backend is no Forker, Fork clones source while source is mounted, and seals the clone.
+// Returns ErrNotImplemented if the backend cannot seal either.
 func Fork(ctx context.Context, backend Backend, source, moment string, names []string, opts VolumeOptions) error {
 	if f, ok := As[Forker](backend); ok {
 		return f.Fork(ctx, source, moment, names, opts)
@@ -87,7 +87,7 @@ type Exchanger interface {
 	Exchange(ctx context.Context, name, other string) error
 }
 
-// Exchange is Exchanger.Exchange. Returns ErrNotImplemented if the backend is none.
+// Exchange is Exchanger.Exchange. Returns ErrNotImplemented if the backend is no Exchanger.
 func Exchange(ctx context.Context, backend Backend, name, other string) error {
 	e, ok := As[Exchanger](backend)
 	if !ok {

@@ -19,7 +19,8 @@ type Unwrapper interface {
 	Unwrap() Backend
 }
 
-// As returns the outermost of backend and those that it is around that implements the optional interface T.
+// As looks for the optional interface T in backend, and then in each Backend that the former wraps. It returns the
+// first that implements T.
 func As[T any](backend Backend) (found T, ok bool) {
 	for {
 		if found, ok = backend.(T); ok {
@@ -33,8 +34,8 @@ func As[T any](backend Backend) (found T, ok bool) {
 	}
 }
 
-// Complete is a Backend with all of the optional interfaces but Examiner, Scratcher,
-// Retainer, Leaver, Adopter, Settler, Forker, Exchanger, Placer, Spacer, Sharer and Identifier.
+// Complete is a Backend with all of the optional interfaces except Examiner, Scratcher, Retainer, Leaver, Adopter,
+// Settler, Forker, Exchanger, Placer, Spacer, Sharer and Identifier.
 type Complete interface {
 	Backend
 	Sealer
@@ -56,7 +57,7 @@ type Placer interface {
 	Place() string
 }
 
-// Place is Placer.Place, "" for a Backend whose volumes are in its home.
+// Place is Placer.Place. It returns "" if the backend is no Placer: its volumes are in its home.
 func Place(backend Backend) string {
 	if p, ok := As[Placer](backend); ok {
 		return p.Place()
@@ -70,7 +71,7 @@ type Spacer interface {
 	Free(ctx context.Context) (uint64, error)
 }
 
-// Free is Spacer.Free. Returns ErrNotImplemented if the backend is none: the filesystem of its home has the space.
+// Free is Spacer.Free. Returns ErrNotImplemented if the backend is no Spacer: the filesystem of its home has the space.
 func Free(ctx context.Context, backend Backend) (uint64, error) {
 	if s, ok := As[Spacer](backend); ok {
 		return s.Free(ctx)
@@ -85,7 +86,7 @@ type Sealer interface {
 	Seal(ctx context.Context, name string) error
 }
 
-// Seal is Sealer.Seal. Returns ErrNotImplemented if the backend is none.
+// Seal is Sealer.Seal. Returns ErrNotImplemented if the backend is no Sealer.
 func Seal(ctx context.Context, backend Backend, name string) error {
 	if s, ok := As[Sealer](backend); ok {
 		return s.Seal(ctx, name)
@@ -100,7 +101,7 @@ type Renamer interface {
 	Rename(ctx context.Context, name, to string) error
 }
 
-// Rename is Renamer.Rename. Returns ErrNotImplemented if the backend is none.
+// Rename is Renamer.Rename. Returns ErrNotImplemented if the backend is no Renamer.
 func Rename(ctx context.Context, backend Backend, name, to string) error {
 	if r, ok := As[Renamer](backend); ok {
 		return r.Rename(ctx, name, to)
@@ -118,8 +119,8 @@ type MountSpec struct {
 
 // SpecMounter is a Backend whose volumes others can mount. The snapshotter needs one.
 type SpecMounter interface {
-	// MountSpec says how others can mount a volume, without this process's help. Such mounts are not counted, but
-	// keep the volume from being sealed and removed as any other.
+	// MountSpec says how others can mount a volume, without this process's help. Such mounts are not counted. Like any
+	// other mount, they keep the volume from being sealed or removed.
 	MountSpec(ctx context.Context, name string, readOnly bool) (MountSpec, error)
 	// CheckMountSpec reports whether volumes in this home can have a MountSpec. Returns ErrFailedPrecondition if no
 	// MountSpec can express the home's path.
@@ -128,12 +129,13 @@ type SpecMounter interface {
 
 // Hinter is a Backend whose filesystem lists changes. Without it, both trees are walked.
 type Hinter interface {
-	// Hints says where two views of this backend may differ, top being the later one.
-	// ErrNoHints (a *treediff.NoHintsError with the reason): it cannot be said, walk both.
+	// Hints says where two views of this backend may differ, top being the later one. Returns ErrNoHints (a
+	// *treediff.NoHintsError with the reason) if the filesystem cannot say. The caller then walks both views. A Comparer
+	// walks both after any other error too, unless its context has ended.
 	Hints(ctx context.Context, base, top View) (*treediff.Hints, error)
 }
 
-// Hints is Hinter.Hints. Returns a *treediff.NoHintsError if the backend is none.
+// Hints is Hinter.Hints. Returns a *treediff.NoHintsError if the backend is no Hinter.
 func Hints(ctx context.Context, backend Backend, base, top View) (*treediff.Hints, error) {
 	if h, ok := As[Hinter](backend); ok {
 		return h.Hints(ctx, base, top)
@@ -163,7 +165,7 @@ type Limiter interface {
 	SetLimit(ctx context.Context, name string, limit quota.Limit) error
 }
 
-// Usage is Limiter.Usage. Returns ErrNotImplemented if the backend is none.
+// Usage is Limiter.Usage. Returns ErrNotImplemented if the backend is no Limiter.
 func Usage(ctx context.Context, backend Backend, name string) (quota.Usage, error) {
 	if l, ok := As[Limiter](backend); ok {
 		return l.Usage(ctx, name)
@@ -171,7 +173,7 @@ func Usage(ctx context.Context, backend Backend, name string) (quota.Usage, erro
 	return quota.Usage{}, cannot("count", backend)
 }
 
-// SetLimit is Limiter.SetLimit. Returns ErrNotImplemented if the backend is none.
+// SetLimit is Limiter.SetLimit. Returns ErrNotImplemented if the backend is no Limiter.
 func SetLimit(ctx context.Context, backend Backend, name string, limit quota.Limit) error {
 	if l, ok := As[Limiter](backend); ok {
 		return l.SetLimit(ctx, name, limit)
@@ -187,7 +189,7 @@ type ChangesSizer interface {
 	ChangesSize(ctx context.Context, name, base string) (int64, error)
 }
 
-// ChangesSize is ChangesSizer.ChangesSize. Returns ErrNotImplemented if the backend is none.
+// ChangesSize is ChangesSizer.ChangesSize. Returns ErrNotImplemented if the backend is no ChangesSizer.
 func ChangesSize(ctx context.Context, backend Backend, name, base string) (int64, error) {
 	if s, ok := As[ChangesSizer](backend); ok {
 		return s.ChangesSize(ctx, name, base)
@@ -205,7 +207,7 @@ type UnusedReader interface {
 	ReadUnused(ctx context.Context, name, base string, do func(ctx context.Context, top, base View) error) error
 }
 
-// ReadUnused is UnusedReader.ReadUnused. Returns ErrNotImplemented if the backend is none.
+// ReadUnused is UnusedReader.ReadUnused. Returns ErrNotImplemented if the backend is no UnusedReader.
 func ReadUnused(ctx context.Context, backend Backend, name, base string, do func(ctx context.Context, top, base View) error) error {
 	if r, ok := As[UnusedReader](backend); ok {
 		return r.ReadUnused(ctx, name, base, do)
@@ -217,13 +219,13 @@ func ReadUnused(ctx context.Context, backend Backend, name, base string, do func
 type Streamer interface {
 	// Send writes the native stream of top, incremental from base unless base is nil.
 	Send(ctx context.Context, w io.Writer, base, top View) error
-	// Receive makes a volume from a native stream. source names the volume that an incremental stream
-	// builds on, which is in use for as long, or is "". Receive reads r to its end before the volume has its name. An
-	// error of r, or bytes after the native stream, make it fail.
+	// Receive makes a volume from a native stream. source names the volume on which an incremental stream builds, and
+	// is "" for a full stream. That volume is in use meanwhile. Receive reads r to its end before the volume has its
+	// name. An error of r, or bytes after the native stream, make it fail.
 	Receive(ctx context.Context, name, source string, r io.Reader) error
 }
 
-// Send is Streamer.Send. Returns ErrNotImplemented if the backend is none.
+// Send is Streamer.Send. Returns ErrNotImplemented if the backend is no Streamer.
 func Send(ctx context.Context, backend Backend, w io.Writer, base, top View) error {
 	if s, ok := As[Streamer](backend); ok {
 		return s.Send(ctx, w, base, top)
@@ -231,7 +233,7 @@ func Send(ctx context.Context, backend Backend, w io.Writer, base, top View) err
 	return cannot("send", backend)
 }
 
-// Receive is Streamer.Receive. Returns ErrNotImplemented if the backend is none.
+// Receive is Streamer.Receive. Returns ErrNotImplemented if the backend is no Streamer.
 func Receive(ctx context.Context, backend Backend, name, source string, r io.Reader) error {
 	if s, ok := As[Streamer](backend); ok {
 		return s.Receive(ctx, name, source, r)
@@ -241,8 +243,9 @@ func Receive(ctx context.Context, backend Backend, name, source string, r io.Rea
 
 // Identity says how the native streams of a filesystem name the content of a volume.
 type Identity struct {
-	// IDs are the names. The first is in streams of the volume. A stream that builds on the volume has any of them. Each
-	// stays with the volume for as long as it is sealed. The maker of a stream chooses the name in it.
+	// IDs are the names of the volume in streams. A stream of the volume has the first. A stream that builds on the
+	// volume has any of them. Each name stays with the volume for as long as the volume is sealed. The program that
+	// makes a stream chooses the name in it.
 	IDs [][]byte
 }
 
@@ -251,7 +254,7 @@ func (i Identity) Has(id []byte) bool {
 	return slices.ContainsFunc(i.IDs, func(own []byte) bool { return bytes.Equal(own, id) })
 }
 
-// Identifier is a Streamer whose native streams name the volumes that they are of.
+// Identifier is a Streamer. Each of its native streams names the volume whose content the stream holds.
 type Identifier interface {
 	// StreamKind is the kind of the native streams: "btrfs" or "zfs".
 	StreamKind() string
@@ -259,7 +262,7 @@ type Identifier interface {
 	Identify(ctx context.Context, v View) (Identity, error)
 }
 
-// StreamKind is Identifier.StreamKind. Returns ErrNotImplemented if the backend is none.
+// StreamKind is Identifier.StreamKind. Returns ErrNotImplemented if the backend is no Identifier.
 func StreamKind(backend Backend) (string, error) {
 	if i, ok := As[Identifier](backend); ok && i.StreamKind() != "" {
 		return i.StreamKind(), nil
@@ -267,7 +270,7 @@ func StreamKind(backend Backend) (string, error) {
 	return "", cannot("identify volumes", backend)
 }
 
-// Identify is Identifier.Identify. Returns ErrNotImplemented if the backend is none.
+// Identify is Identifier.Identify. Returns ErrNotImplemented if the backend is no Identifier.
 func Identify(ctx context.Context, backend Backend, v View) (Identity, error) {
 	if i, ok := As[Identifier](backend); ok {
 		return i.Identify(ctx, v)
@@ -283,7 +286,7 @@ type Keeper interface {
 	Keep(ctx context.Context, name string) (Kept, error)
 }
 
-// Keep is Keeper.Keep. Returns ErrNotImplemented if the backend is none.
+// Keep is Keeper.Keep. Returns ErrNotImplemented if the backend is no Keeper.
 func Keep(ctx context.Context, backend Backend, name string) (Kept, error) {
 	if k, ok := As[Keeper](backend); ok {
 		return k.Keep(ctx, name)
@@ -304,7 +307,7 @@ type Kept interface {
 // RootStyler is a Backend whose volumes can have shared roots.
 type RootStyler interface {
 	// SetRootStyle gives a volume that nobody uses a root style. Its tree stays the same. A crash leaves the volume in
-	// either style. Others must not mount it by a MountSpec from before.
+	// either style. Others must not mount the volume by a MountSpec that they got before.
 	//
 	// A volume gets SharedRoot over its Parent, or over the volume that its Parent shares. Returns ErrFailedPrecondition
 	// if the volume is sealed or in use, has no sealed Parent, or has changes that an overlay cannot show. Returns
@@ -323,7 +326,7 @@ func SealAsIs(ctx context.Context, backend Backend, name string) error {
 	return Seal(ctx, backend, name)
 }
 
-// SetRootStyle is RootStyler.SetRootStyle. Returns ErrNotImplemented if the backend is none.
+// SetRootStyle is RootStyler.SetRootStyle. Returns ErrNotImplemented if the backend is no RootStyler.
 func SetRootStyle(ctx context.Context, backend Backend, name string, style RootStyle) error {
 	if r, ok := As[RootStyler](backend); ok {
 		return r.SetRootStyle(ctx, name, style)
@@ -333,11 +336,12 @@ func SetRootStyle(ctx context.Context, backend Backend, name string, style RootS
 
 // Sharer is a Backend with volumes of SharedRoot.
 type Sharer interface {
-	// Sharers lists the volumes whose roots are shared over a volume, by the name of that volume. It is not removed before them.
+	// Sharers lists the volumes whose roots are shared over a volume, by the name of that volume. A volume is not
+	// removed before those that share it.
 	Sharers(ctx context.Context) (map[string][]string, error)
 }
 
-// Sharers is that of Sharer, and nil from another Backend.
+// Sharers is Sharer.Sharers. It returns nil if the backend is no Sharer.
 func Sharers(ctx context.Context, backend Backend) (map[string][]string, error) {
 	if s, ok := As[Sharer](backend); ok {
 		return s.Sharers(ctx)
@@ -345,14 +349,14 @@ func Sharers(ctx context.Context, backend Backend) (map[string][]string, error) 
 	return nil, nil
 }
 
-// Scratcher is a Backend that can hold a tree for a while that is no volume.
+// Scratcher is a Backend that can hold a temporary tree, which is no volume.
 type Scratcher interface {
 	// Scratch makes an empty tree on the Backend's filesystem, which fill writes. The result is that tree, read-only. Its
 	// Close destroys it, as do Close of the Backend and, after a crash, the next start. If fill fails, nothing is left.
 	Scratch(ctx context.Context, fill func(dir string) error) (View, error)
 }
 
-// Scratch is Scratcher.Scratch. Returns ErrNotImplemented if the backend is none.
+// Scratch is Scratcher.Scratch. Returns ErrNotImplemented if the backend is no Scratcher.
 func Scratch(ctx context.Context, backend Backend, fill func(dir string) error) (View, error) {
 	if s, ok := As[Scratcher](backend); ok {
 		return s.Scratch(ctx, fill)
@@ -368,16 +372,16 @@ type Adopter interface {
 	// after Settle.
 	//
 	// source is the absolute path of a subvolume's root on btrfs, and the name of a dataset on ZFS. Returns
-	// ErrNotImplemented if it is not a volume of this filesystem, has volumes nested in it, or has no ancestor in common
-	// with parent. Returns it too if the copy could not be settled. Returns ErrInvalidArgument if it is a volume of this
-	// Backend.
+	// ErrNotImplemented if it is not a volume of this filesystem, has volumes nested in it, or has no ancestor in
+	// common with parent. Returns ErrNotImplemented too, if the copy could not be settled. Returns ErrInvalidArgument
+	// if it is a volume of this Backend.
 	Adopt(ctx context.Context, name, parent, source string, opts VolumeOptions) error
 	// CheckAdopt returns the error that Adopt would return because of source, or of source and its parent. It changes nothing.
 	// The parent may be missing: planned then is the foreign volume that it will be adopted from, and parent is "".
 	CheckAdopt(ctx context.Context, parent, source, planned string) error
 }
 
-// CheckAdopt is Adopter.CheckAdopt. Returns ErrNotImplemented if the backend is none.
+// CheckAdopt is Adopter.CheckAdopt. Returns ErrNotImplemented if the backend is no Adopter.
 func CheckAdopt(ctx context.Context, backend Backend, parent, source, planned string) error {
 	if a, ok := As[Adopter](backend); ok {
 		return a.CheckAdopt(ctx, parent, source, planned)
@@ -385,7 +389,7 @@ func CheckAdopt(ctx context.Context, backend Backend, parent, source, planned st
 	return cannot("adopt", backend)
 }
 
-// Adopt is Adopter.Adopt. Returns ErrNotImplemented if the backend is none.
+// Adopt is Adopter.Adopt. Returns ErrNotImplemented if the backend is no Adopter.
 func Adopt(ctx context.Context, backend Backend, name, parent, source string, opts VolumeOptions) error {
 	if a, ok := As[Adopter](backend); ok {
 		return a.Adopt(ctx, name, parent, source, opts)
@@ -400,13 +404,13 @@ type Settler interface {
 	// was settled or not adopted stays as it is, and so do all other volumes. Returns ErrFailedPrecondition if others have
 	// made snapshots of the foreign volume that would become part of the volume.
 	Settle(ctx context.Context, name string) error
-	// CheckSettle returns the error that Settle of one of these volumes would return if all are settled, as far as that can be
-	// known before. It changes nothing. Their parents need not be settled. Returns unix.EDQUOT or unix.ENOSPC if all of them
-	// together would have no room.
+	// CheckSettle returns an error that Settle would return if the caller settled all of these volumes, as far as the
+	// error can be known before. It changes nothing. Their parents need not be settled. Returns unix.EDQUOT or
+	// unix.ENOSPC if all of them together would have no room.
 	CheckSettle(ctx context.Context, names ...string) error
 }
 
-// CheckSettle is Settler.CheckSettle. Returns nil if the backend is none.
+// CheckSettle is Settler.CheckSettle. Returns nil if the backend is no Settler.
 func CheckSettle(ctx context.Context, backend Backend, names ...string) error {
 	if s, ok := As[Settler](backend); ok {
 		return s.CheckSettle(ctx, names...)
@@ -414,7 +418,7 @@ func CheckSettle(ctx context.Context, backend Backend, names ...string) error {
 	return nil
 }
 
-// Settle is Settler.Settle. It does nothing if the backend is none.
+// Settle is Settler.Settle. It does nothing if the backend is no Settler.
 func Settle(ctx context.Context, backend Backend, name string) error {
 	if s, ok := As[Settler](backend); ok {
 		return s.Settle(ctx, name)
@@ -435,8 +439,9 @@ type Retained struct {
 	Bytes uint64
 }
 
-// Leaver is a Backend that leaves a call of the kernel to itself if the call does not end.
+// Leaver is a Backend that stops waiting for a call of the kernel that does not end.
 type Leaver interface {
-	// Left is how many calls were left to themselves and have not ended. It asks the kernel nothing.
+	// Left is the number of calls for which nobody waits any more, and which have not ended. Left asks the kernel
+	// nothing.
 	Left() int
 }

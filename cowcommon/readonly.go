@@ -13,8 +13,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// ErrReadOnly says that a filesystem cannot be written to, so that only reading operations work there. It is matched
-// with errors.Is, as errdefs.ErrFailedPrecondition and syscall.EROFS are in its place.
+// ErrReadOnly says that a filesystem cannot be written to, so that only reading operations work there. Such an error
+// matches errdefs.ErrFailedPrecondition and syscall.EROFS too, by errors.Is.
 var ErrReadOnly error = readOnlyError{}
 
 type readOnlyError struct{}
@@ -24,7 +24,8 @@ func (readOnlyError) Error() string { return "the filesystem is read-only" }
 // Unwrap returns the kinds of error that it is.
 func (readOnlyError) Unwrap() []error { return []error{errdefs.ErrFailedPrecondition, syscall.EROFS} }
 
-// AsReadOnly gives the kernel's answer that a filesystem is read-only the type that it has here.
+// AsReadOnly makes ErrReadOnly of the kernel's answer that a filesystem is read-only, and keeps err as the cause. Other
+// errors stay as they are.
 func AsReadOnly(err error) error {
 	if errors.Is(err, syscall.EROFS) && !errors.Is(err, ErrReadOnly) {
 		return fault.As(ErrReadOnly, err)

@@ -27,7 +27,8 @@ func ParseRootStyle(name string) (RootStyle, error) {
 	return DefaultRoot, fault.New(errdefs.ErrInvalidArgument, "root style %q: use %q or %q", name, SnapshotRoot, SharedRoot)
 }
 
-// CheckRoot returns errdefs.ErrNotImplemented if a clone is to have SharedRoot. Only package sharedroot makes such.
+// CheckRoot returns errdefs.ErrNotImplemented if a clone is to have SharedRoot. Only package sharedroot makes shared
+// roots.
 func (o VolumeOptions) CheckRoot() error {
 	if o.RootStyle == SharedRoot {
 		return fault.New(errdefs.ErrNotImplemented, "shared roots are off in this home: open it with the option root_style=%s", SharedRoot)

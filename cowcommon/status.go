@@ -1,6 +1,6 @@
 package cowcommon
 
-// OrUnknown is a value of Backend.Status, or why it is not known.
+// OrUnknown returns value for Backend.Status, or the reason for which the value is unknown if err is not nil.
 func OrUnknown(value string, err error) string {
 	if err != nil {
 		return "unknown: " + err.Error()

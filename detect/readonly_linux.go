@@ -119,8 +119,8 @@ func hasOption(options, option string) bool {
 	return slices.Contains(strings.Split(options, ","), option)
 }
 
-// BtrfsDeviceErrors says which devices of the btrfs that holds path the kernel has counted errors of, and how many.
-// Where the kernel does not show them, which it does from 5.14 on, there are none.
+// BtrfsDeviceErrors lists the devices of the btrfs of path for which the kernel has counted errors, with the counts.
+// The list is empty on kernels before 5.14, which do not show the counts.
 func BtrfsDeviceErrors(path string) ([]string, error) {
 	dir, err := os.Open(path)
 	if err != nil {

@@ -72,7 +72,7 @@ func (h zfsHost) check(ctx context.Context, dataset string) error {
 	pool, _, _ := strings.Cut(dataset, "/")
 	health, err := h.pool(pool)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: there is no pool %s: \"zpool import %[2]s\" imports one that was exported", graphdriver.ErrIncompatibleFS, pool)
+		return fmt.Errorf("%w: there is no pool %s: \"zpool import %[2]s\" brings an exported pool back", graphdriver.ErrIncompatibleFS, pool)
 	}
 	if err != nil {
 		return fmt.Errorf("detect: state of the pool %s: %w", pool, err)

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -244,6 +245,9 @@ func layerSteps(s system, round int) []step {
 	if s.driver == "btrfs" && !s.shared { // overlayfs passes no ioctl on
 		steps = append(steps, nested...)
 	}
+	if s.driver == "zfs" {
+		steps = append(append(steps, adoptSteps(round, limit)...), remove(id("adopted")))
+	}
 	if s.shared {
 		steps = append(steps, clone(id("one"), base, 0, first))
 		steps = append(steps, sharedSteps(id("one"), id("two"), id("three"), remove)...)
@@ -255,6 +259,41 @@ func layerSteps(s system, round int) []step {
 		receive(id("received"), "", "", base, first),
 		receive(id("increment"), id("received"), base, top, liveFiles),
 		remove(id("received")), remove(id("increment")), remove(top), remove(live))
+}
+
+// adoptSteps adopt a dataset of another program, which is settled and destroyed.
+func adoptSteps(round int, limit uint64) []step {
+	adopted, foreign := fmt.Sprintf("adopted-%d", round), fmt.Sprintf("foreign-%d", round)
+	files := tree{"file": random(foreign, 90<<10)}
+	own := func(h *host) string { return filepath.Join(strings.TrimPrefix(h.mnt, "/"), foreign) } // the pool is mounted by its name
+	return []step{
+		{
+			name: "make " + foreign, after: unchanged,
+			run: func(_ context.Context, h *host) error {
+				if err := exec.Command("zfs", "create", own(h)).Run(); err != nil {
+					return err
+				}
+				return writeTree(filepath.Join(h.mnt, foreign), files)
+			},
+		},
+		{
+			name: "adopt " + foreign, commits: true,
+			run: func(ctx context.Context, h *host) error {
+				return cowcommon.Adopt(ctx, h.d.Backend(), adopted, "", own(h), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: limit}})
+			},
+			after: func(k kept) { k.volumes[adopted] = keptVolume{limit: limit, files: files} },
+		},
+		{
+			name: "settle " + adopted, after: unchanged,
+			run: func(ctx context.Context, h *host) error { return cowcommon.Settle(ctx, h.d.Backend(), adopted) },
+			// It has no limit while its dataset is promoted. The next Settle gives it back.
+			between: []func(kept){func(k kept) { k.change(adopted, func(v *keptVolume) { v.limit = 0 }) }},
+		},
+		{
+			name: "destroy " + foreign, after: unchanged,
+			run: func(_ context.Context, h *host) error { return exec.Command("zfs", "destroy", "-r", own(h)).Run() },
+		},
+	}
 }
 
 // imageSteps are the operations of the store of images.

@@ -305,6 +305,9 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 		if s.shared {
 			result.Problems = without(result.Problems, noteLeft)
 		}
+		if s.shared && f.kind == fails {
+			result.Problems = without(result.Problems, scratchLeft)
+		}
 		if s.driver == "zfs" && f.kind == fails {
 			result.Problems = without(result.Problems, intentLeft)
 		}

@@ -15,6 +15,10 @@ import (
 // removed volume goes with the next sync, and others go at the next lone start.
 var noteLeft = []string{"left: shared/"}
 
+// scratchLeft begins the difference that may remain while a home is open, if a directory cannot be removed: that of a look whether an
+// overlay has the upper of a volume. It goes at the next start.
+var scratchLeft = []string{"left: roots/@upper-"}
+
 // sharedFaultOperations are those of shared roots alone.
 func sharedFaultOperations(s system) []faultOperation {
 	isManifold := func(d *cowdriver.Driver, ids ...string) error {

@@ -6,11 +6,11 @@
 // A layer is a complete directory tree with an id. Its own data is kept apart from its parent's, so that a hundred
 // layers made from one image cost one image.
 //
-// An id names a layer within one driver. It is a name, never a path. Every driver accepts ids of at most 128 bytes,
-// of letters, digits and any of "_.:-", a letter or digit first. Docker uses 64 hexadecimal digits, with "-init"
-// behind them for the layer that prepares a container. Ids that differ in case are different ids. Every driver and
-// every method refuses an empty id, ".", "..", ids with a slash or a NUL byte, and ids longer than 255 bytes. It
-// looks up and changes nothing then. Other ids are up to the driver.
+// An id names a layer within one driver. It is a name, never a path. Every driver accepts ids of at most 128 bytes, of
+// letters, digits and any of "_.:-", a letter or digit first. Docker uses 64 hexadecimal digits, with "-init" behind
+// them for the layer that prepares a container. Ids that differ in case are different ids. Every driver and every
+// method refuses an empty id, ".", "..", ids with a slash or a NUL byte, and ids longer than 255 bytes. They then look
+// up nothing and change nothing. Other ids are up to the driver.
 //
 // A parent is the layer that another one was made from, its child. The child starts as an equal copy of the parent's
 // tree at that moment. From then on, changes to one are not seen in the other. The parent "" is the empty tree.

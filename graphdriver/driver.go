@@ -48,8 +48,8 @@ type ProtoDriver interface {
 	// Once Create has returned, the layer is there complete, its limit included. When it fails, there is
 	// no layer of that id unless there was one before, and that one is unchanged.
 	//
-	// Errors: ErrAlreadyExists if there is a layer of that id, whatever its parent; ErrNotFound if there
-	// is no such parent; ErrInvalidArgument for an id, a parent or an option that cannot be.
+	// Returns ErrAlreadyExists if there is a layer of that id, whatever its parent. Returns ErrNotFound if there is no
+	// such parent, and ErrInvalidArgument if an id or an option is invalid.
 	Create(id, parent string, opts *CreateOpts) error
 
 	// Remove destroys the layer and everything inside it, nested volumes included. Removing an absent layer is not an
@@ -115,8 +115,9 @@ type DiffDriver interface {
 	// directory that holds a change is itself listed as modified, except the root, which is never listed; of a tree
 	// that was removed, only the top is. With parent "" all is added.
 	//
-	// A file is modified when its type, mode, owner, device number, size, time of modification or capabilities
-	// differ; drivers that see writes as such list a file that was written to even if none of these does.
+	// A file is modified when its type, mode, owner, device number, size, time of modification or capabilities differ.
+	// A driver that sees the writes themselves also lists a file that was written to, even if all of these are the
+	// same.
 	//
 	// Errors: ErrNotFound, ErrInvalidArgument.
 	Changes(id, parent string) ([]archive.Change, error)
@@ -125,14 +126,14 @@ type DiffDriver interface {
 	// returns the sum of the sizes in the tar's headers, in bytes. Nothing outside the layer is touched, whatever the
 	// tar holds.
 	//
-	// When it fails, the layer may hold a part of the diff and is good for nothing but Remove. Errors of diff itself
-	// can be matched in the returned error.
+	// When it fails, the layer may hold a part of the diff, and can only be removed. Errors of diff itself can be
+	// matched in the returned error.
 	//
-	// Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition if the layer is sealed.
+	// Returns ErrFailedPrecondition if the layer is sealed. Other errors: ErrNotFound, ErrInvalidArgument.
 	ApplyDiff(id, parent string, diff io.Reader) (size int64, err error)
 
-	// DiffSize is the size of the layer's changes since parent, in bytes. It is that of the regular files in Diff,
-	// each counted once however many names it has there.
+	// DiffSize is the size of the layer's changes since parent, in bytes. It is the sum of the sizes of the regular
+	// files in Diff. A file with several names there counts once.
 	//
 	// Errors: ErrNotFound, ErrInvalidArgument.
 	DiffSize(id, parent string) (size int64, err error)

@@ -42,8 +42,8 @@ func IsDriverNotSupported(err error) bool {
 	return errors.As(err, &unsupported)
 }
 
-// AmbiguousError is returned by [New] when it is to find the driver by the layers that are there, and
-// there are layers of several.
+// AmbiguousError is the error of [New] if it is to find the driver by the existing layers, and several drivers have
+// layers.
 type AmbiguousError struct {
 	Root    string
 	Drivers []string // sorted

@@ -157,8 +157,8 @@ func unknownDriver(name string) error {
 	}
 	if slices.Contains(goneDrivers, name) {
 		return fmt.Errorf("%w: the %s storage driver was removed from Docker and its layers cannot be read here; "+
-			"with an engine that still has it, save images (docker save) and commit containers that are to be kept, "+
-			"then import them with a driver that is there (%s)", ErrNotSupported, name, known())
+			"with an engine that still has the driver, commit the containers to keep and save the images (docker save); "+
+			"then import the images with a driver of this program (%s)", ErrNotSupported, name, known())
 	}
 	return fmt.Errorf("%w: no storage driver of that name in this program; it has %s", ErrNotSupported, known())
 }

@@ -14,12 +14,10 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// InitFunc opens a driver whose files are kept under root, which it makes if need be. options are
-// "key=value" strings of which a driver refuses those that it does not know; idMap says which host ids
-// stand for the ids in the layers.
+// InitFunc opens a driver whose files are kept under root, which it makes if need be. options are "key=value" strings.
+// A driver refuses an option that it does not know. idMap gives the host ids that stand for the ids in the layers.
 //
-// If the driver cannot work there, the error is one for which [IsDriverNotSupported] is true, and
-// nothing was made.
+// If the driver cannot work there, [IsDriverNotSupported] is true for the error, and nothing was made.
 type InitFunc func(root string, options []string, idMap user.IdentityMapping) (Driver, error)
 
 // OpenFunc is an InitFunc that is also given a context, with which opening ends, and a logger. A driver logs there for as
@@ -33,8 +31,8 @@ var registry = struct {
 
 // Register makes a driver known to [New]. The name is also that of the driver's directory in the root.
 //
-// Errors: errdefs.ErrAlreadyExists if the name is taken, errdefs.ErrInvalidArgument if it is not a plain
-// file name or initFunc is nil.
+// Returns errdefs.ErrAlreadyExists if the name is taken. Returns errdefs.ErrInvalidArgument if the name is not a plain
+// file name, or if initFunc is nil.
 func Register(name string, initFunc InitFunc) error {
 	if initFunc == nil {
 		return RegisterOpen(name, nil)

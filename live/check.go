@@ -82,13 +82,13 @@ func (l *Layers) Check(ctx context.Context) (problems []Problem, err error) {
 	}
 	lock, err := l.openLock(lockFile)
 	if err == nil {
-		defer func() { err = errors.Join(err, lock.close()) }()
-		alone, err := lock.tryExclusive()
+		defer func() { err = errors.Join(err, lock.Close()) }()
+		alone, err := lock.TryExclusive()
 		if err != nil {
 			return nil, err
 		}
 		if !alone {
-			return nil, fault.New(errdefs.ErrUnavailable, "somebody is at work on moments of layers")
+			return nil, fault.New(errdefs.ErrUnavailable, "another caller changes moments of layers: try again later")
 		}
 	} else if !errors.Is(err, syscall.EROFS) { // on which nobody is at work
 		return nil, err

@@ -11,8 +11,9 @@ import (
 // DirsIn is the directory, in a root, that has a directory of records for each home.
 func DirsIn(root string) string { return filepath.Join(root, "live") }
 
-// Dir is the directory of the records of a driver's layers, in the root that the driver was opened with. Each home has its own,
-// and each place of a driver whose home does not tell the place.
+// Dir is the directory of the records of a driver's layers, in the root that the driver was opened with. Each home has
+// a directory of its own. If the home of a driver does not tell the place of the volumes, each place has one: see
+// cowcommon.Placer.
 func Dir(root, driver string, backend cowcommon.Backend) string {
 	name := driver
 	if place := cowcommon.Place(backend); place != "" {

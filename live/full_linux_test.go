@@ -15,26 +15,29 @@ import (
 
 // TestFull: snapshots, layers and their moments are removed on a full filesystem.
 func TestFull(t *testing.T) {
-	eachStyle(t, func(t *testing.T, newHome makeHome) {
-		h, ctx := newHome(t), t.Context()
-		h.create("web")
-		for _, name := range []string{"one", "two"} {
-			h.put("web", "file", name)
-			_, err := h.Snapshot(ctx, "web", name, live.SnapshotOptions{})
-			require.NoError(t, err)
-		}
-		_, err := h.Fork(ctx, "web", []string{"a", "b"}, live.ForkOptions{})
+	eachStyle(t, func(t *testing.T, newHome makeHome) { testFull(t, newHome(t)) })
+}
+
+// testFull is TestFull in one home, which has a small filesystem of its own.
+func testFull(t *testing.T, h home) {
+	ctx := t.Context()
+	h.create("web")
+	for _, name := range []string{"one", "two"} {
+		h.put("web", "file", name)
+		_, err := h.Snapshot(ctx, "web", name, live.SnapshotOptions{})
 		require.NoError(t, err)
-		mnt := filepath.Dir(h.records)
-		testfs.Fill(t, mnt, testfs.Data, 100)
-		testfs.Fill(t, mnt, testfs.Metadata, 100)
-		require.NoError(t, h.RemoveSnapshot(ctx, "web", "two"))
-		require.NoError(t, h.backend.Remove(ctx, "a"))
-		h.assertClean(2, "b", "web")
-		require.NoError(t, h.backend.Remove(ctx, "web"))
-		require.NoError(t, h.backend.Remove(ctx, "b"))
-		h.assertClean(0)
-	})
+	}
+	_, err := h.Fork(ctx, "web", []string{"a", "b"}, live.ForkOptions{})
+	require.NoError(t, err)
+	mnt := filepath.Dir(h.records)
+	testfs.Fill(t, mnt, testfs.Data, 100)
+	testfs.Fill(t, mnt, testfs.Metadata, 100)
+	require.NoError(t, h.RemoveSnapshot(ctx, "web", "two"))
+	require.NoError(t, h.backend.Remove(ctx, "a"))
+	h.assertClean(2, "b", "web")
+	require.NoError(t, h.backend.Remove(ctx, "web"))
+	require.NoError(t, h.backend.Remove(ctx, "b"))
+	h.assertClean(0)
 }
 
 // stuck is a Backend that cannot remove one volume.

@@ -11,10 +11,10 @@ import (
 	"github.com/cowshed/cowshed/internal/dirlist"
 )
 
-// Held returns how many bytes a new moment of a layer or of a moment may be the last to hold: all that the layer has allocated, and
-// the data that it has from its own moments, after a rollback or a merge. Data of its image or of the layer that it was forked from
-// does not count. The filesystem counts for volumes that wrote data, and not for those that keep the data, so later nobody knows.
-// Held is 0 if the filesystem does not count.
+// Held returns how many bytes a new moment of a layer or of a moment may be the last to hold: all that the layer has
+// allocated, and the data that it has from its own moments, after a rollback or a merge. Data of its image or of the
+// layer that it was forked from does not count. The filesystem counts for volumes that wrote data, and not for those
+// that keep the data, so the number cannot be found out later. Held is 0 if the filesystem does not count.
 func (l *Layers) Held(ctx context.Context, volume string) (uint64, error) {
 	v, err := l.backend.Stat(ctx, volume)
 	if err != nil {
@@ -76,7 +76,8 @@ func (l *Layers) heldOrWhole(ctx context.Context, v cowcommon.Volume, layer stri
 }
 
 // allocated is how many bytes a volume has allocated, 0 if the filesystem does not count. Where the filesystem leaves
-// out data that another volume references, moments may share all that they hold. Then it is all that the volume references, which whole says.
+// out data that another volume references, moments may share all that they hold. Then it is all that the volume
+// references, which whole says.
 func (l *Layers) allocated(ctx context.Context, volume string) (bytes uint64, whole bool, err error) {
 	usage, err := cowcommon.Usage(ctx, l.backend, volume)
 	switch {

@@ -18,14 +18,16 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/hostcommand"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
-// Hooks are commands around a snapshot, for programs whose data needs more than the state of one moment. Each runs on the host,
-// by /bin/sh -c, as the user of this process, or in the container. Its environment has PATH, COWSHED_HOOK (pre or post), COWSHED_LAYER (the volume),
-// COWSHED_REFERENCE, and COWSHED_PID if the layer is that of a container that runs.
+// Hooks are commands around a snapshot, for programs whose data needs more than the state of one moment. Each runs on
+// the host, by /bin/sh -c, as the user of this process, or in the container. Its environment has PATH, COWSHED_HOOK
+// (pre or post), COWSHED_LAYER (the volume), COWSHED_REFERENCE, and COWSHED_PID if the layer is that of a container
+// that runs.
 type Hooks struct {
 	// Pre is run before the snapshot. If it fails, there is no snapshot.
 	Pre string `json:"pre,omitempty"`
@@ -33,8 +35,9 @@ type Hooks struct {
 	Post string `json:"post,omitempty"`
 	// Timeout is how long each may take. Then it is killed, and has failed. The snapshot may take as long.
 	Timeout time.Duration `json:"timeout,omitempty"`
-	// InContainer has the commands run in the container whose root the layer is, as its first process is run. If the container does not
-	// run, none is run: nobody writes. If no container is known and the layer is in use, they fail with ErrFailedPrecondition.
+	// InContainer runs the commands in the container whose root the layer is, in the way of its first process. If the
+	// container does not run, no command is run: nobody writes then. If no container is known and the layer is in use,
+	// the commands fail with ErrFailedPrecondition.
 	InContainer bool `json:"in_container,omitempty"`
 	// Reference is the layer as people write it, "" for the layer's own name.
 	Reference string `json:"reference,omitempty"`
@@ -51,7 +54,7 @@ const (
 
 func (h Hooks) none() bool { return h.Pre == "" && h.Post == "" }
 
-// Check returns ErrInvalidArgument if a command or the timeout cannot be.
+// Check returns ErrInvalidArgument if a command or the timeout is invalid.
 func (h Hooks) Check() error {
 	for _, command := range []string{h.Pre, h.Post} {
 		if len(command) > maxHook || strings.ContainsRune(command, 0) || !utf8.ValidString(command) {
@@ -84,7 +87,8 @@ type Exec struct {
 var (
 	// ErrNotRunning means that the container is known, and does not run.
 	ErrNotRunning = errors.New("the container does not run")
-	// ErrNoContainer means that no container is known whose root the volume is. Such a container may run all the same, where nobody has looked.
+	// ErrNoContainer means that no known container has the volume as its root. An unknown container may run with that
+	// root all the same.
 	ErrNoContainer = errors.New("no container is known that has the volume as its root")
 )
 
@@ -216,7 +220,7 @@ type hookRecord struct {
 type heldHook struct {
 	hookRecord
 	path string
-	lock *lock
+	lock *flock.Lock
 }
 
 // snapshotWithHooks is Snapshot between two commands.
@@ -234,7 +238,7 @@ func (l *Layers) snapshotWithHooks(ctx context.Context, layer, name string, opts
 	going := context.WithoutCancel(ctx)
 	defer func() { err = errors.Join(err, l.endHook(going, h, false)) }()
 	// If this process is killed, the record stays locked until the command has ended, and nobody runs the other before.
-	if err := l.runHook(ctx, h, "pre", h.Pre, h.lock.f); err != nil {
+	if err := l.runHook(ctx, h, "pre", h.Pre, h.lock.File); err != nil {
 		return m, fmt.Errorf("there is no snapshot: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout) // somebody waits for the post command
@@ -265,8 +269,8 @@ func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *he
 	if err != nil {
 		return nil, err
 	}
-	h.lock = &lock{f.File}
-	if _, err = h.lock.tryExclusive(); err == nil {
+	h.lock = &flock.Lock{File: f.File}
+	if _, err = h.lock.TryExclusive(); err == nil {
 		_, err = f.Write(append(data, '\n'))
 	}
 	if err == nil {
@@ -279,7 +283,7 @@ func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *he
 		err = syncdir.Sync(filepath.Dir(h.path))
 	}
 	if err != nil {
-		return nil, errors.Join(err, removeIfThere(f.Name()), removeIfThere(h.path), h.lock.close())
+		return nil, errors.Join(err, removeIfThere(f.Name()), removeIfThere(h.path), h.lock.Close())
 	}
 	return h, nil
 }
@@ -293,10 +297,10 @@ func (l *Layers) endHook(ctx context.Context, h *heldHook, untilDone bool) error
 		err = errors.Join(err, removeIfThere(h.path))
 	default:
 		if noteErr := h.noteFailure(err); noteErr != nil {
-			l.log.Warn("that a post command has failed cannot be recorded", "layer", h.Layer, "record", h.path, "error", noteErr)
+			l.log.Warn("the failure of a post command cannot be recorded", "layer", h.Layer, "record", h.path, "error", noteErr)
 		}
 	}
-	return errors.Join(err, h.lock.close())
+	return errors.Join(err, h.lock.Close())
 }
 
 // noteFailure replaces the record by one with an error. A process that has the former file open finds that it is not the record.
@@ -315,7 +319,7 @@ func (l *Layers) EndHooks(ctx context.Context) error {
 	return l.eachLeftHook(func(h *heldHook) error {
 		l.log.Warn("a post command is run now, since the process that was to run it after a snapshot is gone", "layer", h.Layer, "command", h.Post)
 		if err := l.endInContainer(ctx, h); err != nil {
-			return errors.Join(err, h.lock.close())
+			return errors.Join(err, h.lock.Close())
 		}
 		return l.endHook(ctx, h, true)
 	})
@@ -350,10 +354,10 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.lock = &lock{f}
-	alone, err := h.lock.tryExclusive()
+	h.lock = &flock.Lock{File: f}
+	alone, err := h.lock.TryExclusive()
 	if err == nil && alone {
-		alone, err = isAt(f, h.path) // or else it has just ended, or failed once more
+		alone, err = flock.IsAt(f, h.path) // or else it has just ended, or failed once more
 	}
 	if err == nil && alone {
 		err = checkTrusted(h.path, f)
@@ -368,25 +372,12 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 		err = h.Check()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("record of a hook %s: %w", h.path, err), h.lock.close())
+		return nil, errors.Join(fmt.Errorf("record of a hook %s: %w", h.path, err), h.lock.Close())
 	}
 	if !alone {
-		return nil, h.lock.close()
+		return nil, h.lock.Close()
 	}
 	return h, nil
-}
-
-// isAt reports whether a path still leads to an open file.
-func isAt(f *os.File, path string) (bool, error) {
-	opened, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	present, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil && os.SameFile(opened, present), err
 }
 
 // LeftHook is a post command whose process is gone.
@@ -401,7 +392,7 @@ type LeftHook struct {
 func (l *Layers) LeftHooks() (left []LeftHook, err error) {
 	err = l.eachLeftHook(func(h *heldHook) error {
 		left = append(left, LeftHook{Layer: h.Layer, Post: h.Post, Record: h.path, Failed: h.Failed})
-		return h.lock.close()
+		return h.lock.Close()
 	})
 	return left, err
 }

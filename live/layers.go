@@ -17,6 +17,8 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/internal/namelock"
 	"github.com/cowshed/cowshed/internal/poll"
 )
 
@@ -69,41 +71,50 @@ func (l *Layers) begin(ctx context.Context) (unlock func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	alone, err := lock.tryExclusive()
+	alone, err := lock.TryExclusive()
 	if err == nil && alone {
 		err = l.endInterrupted(ctx)
 	}
 	if err == nil {
-		err = lock.shared(ctx)
+		err = lock.Shared(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, lock.close())
+		return nil, errors.Join(err, lock.Close())
 	}
-	return lock.close, nil
+	return lock.Close, nil
 }
 
 // alone waits until nobody else is at work, and keeps others away until unlock is called.
 func (l *Layers) alone(ctx context.Context) (unlock func() error, err error) {
-	lock, err := l.openLock(lockFile)
+	lock, err := l.lockAlone(ctx, lockFile)
 	if err != nil {
 		return nil, err
 	}
-	if err = lock.exclusive(ctx); err == nil {
-		err = l.endInterrupted(ctx)
+	if err := l.endInterrupted(ctx); err != nil {
+		return nil, errors.Join(err, lock.Close())
 	}
+	return lock.Close, nil
+}
+
+// lockAlone waits until no other process has a lock, and takes it.
+func (l *Layers) lockAlone(ctx context.Context, name string) (*flock.Lock, error) {
+	lock, err := l.openLock(name)
 	if err != nil {
-		return nil, errors.Join(err, lock.close())
+		return nil, err
 	}
-	return lock.close, nil
+	if err := lock.Exclusive(ctx); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
 }
 
 // lockContent keeps other rollbacks and merges, of all processes, from giving a layer another content, until unlock is called. It waits
 // while one is at work. The caller has called begin. Nothing that only reads a layer, or takes a snapshot of it, waits for the lock.
 func (l *Layers) lockContent(ctx context.Context, layer string) (unlock func() error, err error) {
-	return lockName(ctx, l.path(contentFile), layer)
+	return namelock.All(ctx, l.path(contentFile), namelock.Want{Name: layer, Exclusive: true})
 }
 
-func (l *Layers) openLock(name string) (*lock, error) {
+func (l *Layers) openLock(name string) (*flock.Lock, error) {
 	dirs := []string{l.dir, l.path(momentsDir), l.path(pendingDir)}
 	if _, err := os.Lstat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) {
 		dirs = slices.Insert(dirs, 1, l.path(namedDir)) // it lacks no mark, since there are no moments
@@ -113,7 +124,7 @@ func (l *Layers) openLock(name string) (*lock, error) {
 			return nil, err
 		}
 	}
-	return openLock(l.path(name))
+	return flock.Open(l.path(name), os.O_CREATE|os.O_RDWR)
 }
 
 // Base returns the volume from which a layer's changes count: the image or moment that it was made from, "" for none. That
@@ -144,7 +155,7 @@ func (l *Layers) Base(ctx context.Context, v cowcommon.Volume) (string, error) {
 	return m.Base, nil
 }
 
-// ForkedFrom returns the moment from which a layer was forked. Returns ErrNotFound if it is no fork.
+// ForkedFrom returns the moment from which a layer was forked. Returns ErrNotFound if the layer is no fork.
 func (l *Layers) ForkedFrom(ctx context.Context, v cowcommon.Volume) (Moment, error) {
 	base, err := l.Base(ctx, v)
 	if err != nil {

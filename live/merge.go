@@ -206,7 +206,7 @@ func (m *merge) holding(ctx context.Context, now record) record {
 	}
 	added, err := m.l.Held(ctx, m.fork)
 	if err != nil {
-		m.l.log.Warn("what a merge adds to a layer does not count", "layer", m.layer.Name, "fork", m.fork, "error", err)
+		m.l.log.Warn("the data that a merge adds to a layer cannot be measured, and does not count", "layer", m.layer.Name, "fork", m.fork, "error", err)
 	}
 	if added > 0 {
 		now.Held, now.Of = now.Held+added, time.Time{}
@@ -252,6 +252,6 @@ func (m *merge) forgetBefore(before Moment) {
 		err = m.l.dropName(r)
 	}
 	if err != nil && !errdefs.IsNotFound(err) {
-		m.l.log.Warn("the snapshot of a merge that was taken back stays", "layer", m.layer.Name, "snapshot", before.Name, "error", err)
+		m.l.log.Warn("the snapshot of a merge that was taken back cannot be deleted, and stays", "layer", m.layer.Name, "snapshot", before.Name, "error", err)
 	}
 }

@@ -213,7 +213,7 @@ func (l *Layers) loadAll(dir string, volumes []string) (records []record) {
 		switch {
 		case errdefs.IsNotFound(err): // it has just gone
 		case err != nil:
-			l.log.Warn("a moment is left out", "error", err)
+			l.log.Warn("the record of a fork or moment cannot be read, and is left out", "error", err)
 		default:
 			records = append(records, r)
 		}

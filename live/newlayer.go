@@ -9,9 +9,10 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// NewLayer prepares for a new layer, which the caller then makes. Snapshots of a former layer of that name lose their names, and
-// the next Sweep removes them. Its schedules end. Returns ErrAlreadyExists if there is a layer of that name. Returns ErrFailedPrecondition if a step
-// that has not ended is about to give a layer that name. Fork and Adopt call NewLayer themselves.
+// NewLayer prepares for a new layer, which the caller then makes. Snapshots of a former layer of that name lose their
+// names, and the next Sweep removes them. Its schedules end. Returns ErrAlreadyExists if there is a layer of that name.
+// Returns ErrFailedPrecondition if a step that has not ended is about to give a layer that name. Fork and Adopt call
+// NewLayer themselves.
 func (l *Layers) NewLayer(ctx context.Context, name string) (err error) {
 	pending, err := l.recorded(pendingDir, tag(name))
 	if err != nil {

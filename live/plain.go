@@ -63,7 +63,7 @@ func (l *Layers) plain(ctx context.Context, v cowcommon.Volume) (_ *plain, err e
 func (p *plain) close() error {
 	err := p.view.Close()
 	if err == nil {
-		err = p.layers.drop(p.volume)
+		err = p.layers.drop(p.still.ctx, p.volume)
 	}
 	return errors.Join(err, p.still.Close())
 }

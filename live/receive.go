@@ -21,7 +21,8 @@ import (
 type ReceiveOptions struct {
 	// Name is that of the last layer. If it is "", the layer has the name that the stream says.
 	Name string
-	// Parent is the layer on which the stream builds. If it is "", it is the layer of the name that the stream says.
+	// Parent is the layer on which the stream builds. If it is "", the stream builds on the layer whose name the stream
+	// says.
 	Parent string
 	// ParentNames lists the names that a parent of that name in the stream may have here. A parent that is made gets the
 	// last. Another layer may have one of the others. If ParentNames is nil, the parent has the name that the stream says.
@@ -310,7 +311,7 @@ func (rc *receiver) parent(ctx context.Context, p layerstream.Parent) (string, e
 	}
 	if here, ok := rc.here[string(p.ID)]; ok {
 		if p.Digest != nil && *p.Digest != here.digest {
-			return "", fault.New(errdefs.ErrInvalidArgument, "it builds on a parent %s with the digest %s, and that in the stream has %s", p.Name, p.Digest, here.digest)
+			return "", fault.New(errdefs.ErrInvalidArgument, "it builds on parent %s with the digest %s, but parent %[1]s in the stream has %[3]s", p.Name, p.Digest, here.digest)
 		}
 		return here.name, nil
 	}

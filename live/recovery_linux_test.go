@@ -295,7 +295,7 @@ func TestKeptFromSweep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
 		layers := live.New(h.backend, h.records, slog.New(slog.NewTextHandler(&log, nil)))
-		said := func() int { return strings.Count(log.String(), "nothing is cleaned up") }
+		said := func() int { return strings.Count(log.String(), "expired forks and moments are not deleted") }
 		for _, want := range []int{0, 0, 1, 1, 2} {
 			require.NoError(t, layers.Sweep(t.Context()))
 			assert.Equal(t, want, said())

@@ -19,8 +19,8 @@ import (
 // moment gets the next free number. From the call that takes the layer's name away, replace goes on although ctx has ended.
 // Returns ErrUnavailable if the outcome of a call is not known. A later command then ends the replacement.
 //
-// The new content has the root style of source. With an Exchanger, the volume r.Volume is first the new content, and then exchanged for the layer. Otherwise the layer
-// is renamed to it, and a volume beside it to the layer.
+// The new content has the root style of source. With an Exchanger, the volume r.Volume is first the new content, and
+// then exchanged for the layer. Otherwise the layer is renamed to it, and a volume beside it to the layer.
 func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) (former Moment, err error) {
 	if v.Sealed {
 		return former, fault.Wrap("replace layer", v.Name, errSealed)

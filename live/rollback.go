@@ -18,8 +18,8 @@ import (
 type RollbackOptions struct {
 	// Live changes the tree of a layer in place, also while it is in use. An error or a crash leaves a part of the changes.
 	Live bool
-	// Changing returns the context of the changes in place, from that of the call. So the end of the latter need not leave a part
-	// of them. nil: the same.
+	// Changing returns the context of the changes in place, given the context of the call. So the end of the call's
+	// context need not leave a part of the changes. nil: both are the same.
 	Changing Changing
 }
 

@@ -79,7 +79,7 @@ func (s Schedule) Name() string {
 // hourly snapshots are due at each full hour, and weekly ones on Mondays.
 func (s Schedule) Next(after time.Time) time.Time { return after.UTC().Truncate(s.Every).Add(s.Every) }
 
-// Check returns ErrInvalidArgument if there cannot be such a schedule.
+// Check returns ErrInvalidArgument if the schedule is invalid.
 func (s Schedule) Check() error {
 	switch {
 	case s.Every < minEvery || s.Every > maxEvery || s.Every%time.Minute != 0:
@@ -100,8 +100,8 @@ func schedulePrefix(layer string) string {
 	return hex.EncodeToString(sum[:]) + "-"
 }
 
-// SetSchedule sets a schedule of a layer, and replaces the one with the same period. Since is the present time, and Failed is
-// ignored. Returns ErrPermissionDenied if there are hooks, and others could write the record.
+// SetSchedule sets a schedule of a layer, and replaces the layer's schedule with the same period. Since is the present
+// time, and Failed is ignored. Returns ErrPermissionDenied if there are hooks, and others could write the record.
 func (l *Layers) SetSchedule(ctx context.Context, s Schedule) (err error) {
 	err = s.Check()
 	if err == nil {
@@ -135,14 +135,11 @@ func (l *Layers) SetSchedule(ctx context.Context, s Schedule) (err error) {
 
 // changeSchedules calls do while no other process changes schedules.
 func (l *Layers) changeSchedules(ctx context.Context, do func() error) (err error) {
-	lock, err := l.openLock(namesFile)
+	lock, err := l.lockAlone(ctx, namesFile)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
-	if err := lock.exclusive(ctx); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	return do()
 }
 
@@ -157,8 +154,8 @@ func (l *Layers) saveSchedule(s Schedule) error {
 	return atomicfile.WriteAs(l.schedulePath(s.Layer, s.Name()), temporaryPrefix, append(data, '\n'), 0o600)
 }
 
-// EndSchedules ends the schedule of a layer with that period, or all of the layer if every is 0. The snapshots stay. Returns
-// ErrNotFound if there is none.
+// EndSchedules ends the schedule of a layer with that period, or all schedules of the layer if every is 0. The
+// snapshots stay. Returns ErrNotFound if there is none.
 func (l *Layers) EndSchedules(ctx context.Context, layer string, every time.Duration) error {
 	return l.changeSchedules(ctx, func() error {
 		var files []string
@@ -272,10 +269,10 @@ func (l *Layers) Scheduled(s Schedule) ([]Moment, error) {
 	return slices.DeleteFunc(moments, func(m Moment) bool { return m.Name == "" || m.Schedule != s.Name() }), err
 }
 
-// TakeScheduled takes a snapshot as a schedule says, and removes the oldest that the schedule has taken, down to Keep. Snapshots
-// from which a layer was made, that are in use, or that were taken by hand stay. If others are at work, so do all until the next time. Returns ErrUnavailable too
-// if that happens again and again.
-// A failure is recorded with the schedule.
+// TakeScheduled takes a snapshot as a schedule says, and removes the oldest that the schedule has taken, down to Keep.
+// Snapshots from which a layer was made, that are in use, or that were taken by hand stay. If others are at work, all
+// snapshots stay until the next time. Returns ErrUnavailable too, if others are at work time after time. A failure is
+// recorded with the schedule.
 func (l *Layers) TakeScheduled(ctx context.Context, s Schedule) (m Moment, err error) {
 	now := time.Now().UTC()
 	name := fmt.Sprintf("every-%s-%s", s.Name(), now.Format(stampLayout))
@@ -492,14 +489,15 @@ func (s Schedule) overdue(last, now time.Time) bool {
 	return !last.IsZero() && now.After(s.Next(s.Next(last)).Add(time.Minute))
 }
 
-// Overdue reports whether a schedule has not been tried for so long that nobody seems to do so. It needs no Backend.
+// Overdue reports whether the last attempt of a schedule is so long ago that no process seems to take its snapshots. It
+// needs no Backend.
 func (l *Layers) Overdue(s Schedule, now time.Time) (bool, error) {
 	last, err := l.lastTried(s, now)
 	return s.overdue(last, now), err
 }
 
-// FirstDue returns when the next snapshot of a schedule is due, for a process that has taken none yet. If several have been missed
-// the time has come, for one.
+// FirstDue returns when the next snapshot of a schedule is due, for a process that has taken none yet. If several
+// snapshots have been missed, one is due now.
 func (l *Layers) FirstDue(s Schedule, now time.Time) (time.Time, error) {
 	last, err := l.lastTried(s, now)
 	if last.IsZero() {

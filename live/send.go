@@ -20,7 +20,8 @@ type SendOptions struct {
 	// From is a sealed volume, such as that of a snapshot, on which the stream builds. The receiver has it. If it is "", the
 	// stream holds everything.
 	From string
-	// WithParents sends the sealed layers from which the layer was made too, those after From. The layer was made from From then.
+	// WithParents sends also the sealed layers from which the layer was made, except From and those before From. The
+	// layer must have been made from From then.
 	WithParents bool
 	// Allow is asked about each of these parents, and an error from it is that of Send. It may be nil.
 	Allow func(parent cowcommon.Volume) error

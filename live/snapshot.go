@@ -72,8 +72,8 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 	return l.commitTaken(ctx, r, of)
 }
 
-// CheckParent checks that a new layer of that name can be made from parent, by the caller. Returns ErrInvalidArgument if parent is
-// a moment of a former layer of that name. Returns ErrAlreadyExists if that layer is there.
+// CheckParent checks whether the caller can make a new layer of that name from parent. Returns ErrInvalidArgument if
+// parent is a moment of a former layer of that name. Returns ErrAlreadyExists if that layer is there.
 func (l *Layers) CheckParent(ctx context.Context, name, parent string) error {
 	if !IsMoment(parent) {
 		return nil
@@ -211,14 +211,11 @@ func (l *Layers) commitNamed(ctx context.Context, r record, prefix string) (m Mo
 // named gives a snapshot a name of its own, and calls save before others can take the name. If name is "", it is prefix with
 // the next free number.
 func (l *Layers) named(ctx context.Context, r *record, name, prefix string, save func() error) (err error) {
-	lock, err := l.openLock(namesFile)
+	lock, err := l.lockAlone(ctx, namesFile)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
-	if err := lock.exclusive(ctx); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	// In this order, since records go from the one to the other.
 	others, err := l.recordsOf(pendingDir, r.Layer)
 	if err != nil {
@@ -277,7 +274,7 @@ func (l *Layers) CountSnapshots(_ context.Context, layers []string) (n int, err 
 		switch {
 		case errdefs.IsNotFound(err): // it has just gone
 		case err != nil:
-			l.log.Warn("a moment is left out", "error", err)
+			l.log.Warn("the record of a moment cannot be read, and does not count", "error", err)
 		case r.Name != "" && named[r.Layer]:
 			n++
 		}

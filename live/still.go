@@ -15,15 +15,16 @@ import (
 type Still struct {
 	Moment
 	layers *Layers
-	view   cowcommon.View // nil: Volume is the layer itself
-	taken  bool           // the moment was made for the Still
+	ctx    context.Context // for Close
+	view   cowcommon.View  // nil: Volume is the layer itself
+	taken  bool            // the moment was made for the Still
 }
 
 // Still keeps the content of a layer as it is now, in use or not, or that of LAYER@SNAPSHOT. Volume has the content until the
 // caller closes the result. The layer itself is held only until Still returns. After a crash a Sweep removes the moment.
 //
-// If the Backend cannot take the moment of such a layer, Volume is the layer itself: each View of it is of another moment. So it is
-// on a filesystem that is read-only.
+// If the Backend cannot take the moment of such a layer, Volume is the layer itself: each View of it is of another
+// moment. The same holds on a read-only filesystem.
 func (l *Layers) Still(ctx context.Context, ref string) (s *Still, err error) {
 	v, err := l.Find(ctx, ref)
 	if err == nil {
@@ -37,7 +38,7 @@ func (l *Layers) Still(ctx context.Context, ref string) (s *Still, err error) {
 
 // still is Still of a volume.
 func (l *Layers) still(ctx context.Context, v cowcommon.Volume) (_ *Still, err error) {
-	s := &Still{layers: l, taken: !IsMoment(v.Name)}
+	s := &Still{layers: l, ctx: context.WithoutCancel(ctx), taken: !IsMoment(v.Name)}
 	unlock, err := l.begin(ctx) // nobody removes the moment before it has a view
 	if errors.Is(err, syscall.EROFS) {
 		s.Moment, err = l.standIn(ctx, v)
@@ -103,12 +104,12 @@ func (s *Still) Close() error {
 	if err := s.view.Close(); err != nil || !s.taken {
 		return err
 	}
-	return s.layers.drop(s.Volume)
+	return s.layers.drop(s.ctx, s.Volume)
 }
 
 // drop removes the volume of a moment that nothing needs. If others are at work, a later Sweep removes it.
-func (l *Layers) drop(volume string) error {
-	return l.ifAlone(context.Background(), func(ctx context.Context) error {
+func (l *Layers) drop(ctx context.Context, volume string) error {
+	return l.ifAlone(ctx, func(ctx context.Context) error {
 		_, err := l.removeUnneeded(ctx, volume)
 		return err
 	})

@@ -16,9 +16,9 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// Sweep removes forks that have expired, are not in use and have no layers made from them. It removes moments that nothing needs
-// any more: those without a name or without their layer, from which nothing is made. It ends the schedules of layers that are gone. It does nothing while somebody else is
-// at work; they do so later.
+// Sweep removes forks that have expired, are not in use and have no layers made from them. It removes moments that
+// nothing needs any more: those without a name or without their layer, from which nothing is made. It ends the
+// schedules of layers that are gone. It does nothing while others are at work: the others sweep later.
 func (l *Layers) Sweep(ctx context.Context) (err error) {
 	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) { // and a full filesystem has no room for it
 		return nil
@@ -33,8 +33,8 @@ func (l *Layers) HasLeft() bool { return l.left.Load() }
 // sharersPatience is how long SweepSharers waits for others.
 const sharersPatience = 30 * time.Second
 
-// SweepSharers is Sweep before a volume is removed whose root others share. It stays until they are gone. So SweepSharers waits for a
-// while until nobody else is at work if all of them are moments.
+// SweepSharers is Sweep before the removal of a volume that others share. The volume stays until the others are gone.
+// If all of the others are moments, SweepSharers waits for a while until nobody else is at work.
 func (l *Layers) SweepSharers(ctx context.Context, volume string) (err error) {
 	sharers, err := cowcommon.Sharers(ctx, l.backend)
 	if err != nil {
@@ -100,13 +100,13 @@ func (l *Layers) ifAlone(ctx context.Context, do func(ctx context.Context) error
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
-	alone, err := lock.tryExclusive()
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	alone, err := lock.TryExclusive()
 	if err != nil {
 		return err
 	}
 	if waited := l.kept.note(alone, time.Now()); waited > 0 {
-		l.log.Warn("nothing is cleaned up, since others are at work all the time", "for", waited, "lock", l.path(lockFile))
+		l.log.Warn("expired forks and moments are not deleted, since other callers use the store all the time", "for", waited, "lock", l.path(lockFile))
 	}
 	if !alone {
 		return nil
@@ -476,7 +476,8 @@ func (l *Layers) Delete(ctx context.Context) (err error) {
 	return nil
 }
 
-// Unfinished reports whether a step has not ended that may give a layer its name back. Until then the layer may have no name.
+// Unfinished reports whether a step that may give a layer its name back has not ended yet. Until then the layer may
+// have no name.
 func (l *Layers) Unfinished(layer string) (bool, error) {
 	pending, err := l.recorded(pendingDir, tag(layer))
 	return len(pending) > 0, err

@@ -41,7 +41,7 @@ func checkTrusted(path string, open *os.File) error {
 		case stat.Uid != 0 && int(stat.Uid) != os.Geteuid():
 			return fault.New(errdefs.ErrPermissionDenied, "commands are not run from here, since %s is user %d's", path, stat.Uid)
 		case others != 0 && !(directory && stat.Mode&unix.S_ISVTX != 0):
-			return fault.New(errdefs.ErrPermissionDenied, "commands are not run from here, since %s has mode %#o, so that others may write it", path, stat.Mode&0o7777)
+			return fault.New(errdefs.ErrPermissionDenied, "commands of this file are not run, since %s has mode %#o and other users may write it", path, stat.Mode&0o7777)
 		case path == filepath.Dir(path):
 			return nil
 		}

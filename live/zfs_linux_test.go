@@ -23,6 +23,12 @@ func newZFSHome(t *testing.T) home {
 func openZFSHome(t *testing.T, style cowcommon.RootStyle) home {
 	t.Helper()
 	dataset, mnt := testfs.ZFS(t)
+	return openDatasetHome(t, dataset, mnt, style)
+}
+
+// openDatasetHome makes a home below a dataset.
+func openDatasetHome(t *testing.T, dataset, mnt string, style cowcommon.RootStyle) home {
+	t.Helper()
 	require.NoError(t, exec.Command("zfs", "create", dataset+"/home").Run())
 	dir := filepath.Join(mnt, "home")
 	backend, err := zfs.Open(t.Context(), dir, dataset+"/home", zfs.Options{})
@@ -50,6 +56,22 @@ func TestZFS(t *testing.T) {
 		"fork crash": testForkCrash, "rollback crash": testRollbackCrash, "merge crash": testMergeCrash,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, kinds) })
+	}
+}
+
+// TestFullZFS is TestFull where a pool is full, and where the quota of the dataset that holds all is reached.
+func TestFullZFS(t *testing.T) {
+	testfs.Zpool(t)
+	for name, by := range testfs.Bounds() {
+		for suffix, style := range map[string]cowcommon.RootStyle{"": cowcommon.DefaultRoot, " shared": cowcommon.SharedRoot} {
+			if style == cowcommon.SharedRoot && !testfs.Long() {
+				continue
+			}
+			t.Run(name+suffix, func(t *testing.T) {
+				dataset, mnt := testfs.SmallZFS(t, 64<<20, by)
+				testFull(t, openDatasetHome(t, dataset, mnt, style))
+			})
+		}
 	}
 }
 

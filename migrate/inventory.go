@@ -21,8 +21,8 @@ type Layer struct {
 	ID     string // its name in the old driver
 	Parent string // the ID of the layer below, "" for a base
 	Kind   Kind
-	// ChainID and DiffID are those of an image's layer, and checked: ChainID follows from the diff IDs of the layer and
-	// of those below. "" for other layers.
+	// ChainID and DiffID are set for an image's layer, and were checked: ChainID follows from the diff IDs of the layer
+	// and of the layers below. They are "" for other layers.
 	ChainID, DiffID digest.Digest
 	Size            int64 // bytes of its files, as recorded; -1: unknown
 	Limit           int64 // bytes that it may add, 0: no limit
@@ -37,8 +37,8 @@ type Image struct {
 	// Digests are the normalised references with a digest of a registry's manifest.
 	Digests []string
 	Layers  []string // IDs, base first
-	// Parent is the ID of the image from which a build or a commit has made this one. "": it is unknown, or not there.
-	// Docker lists no untagged image that is another's parent.
+	// Parent is the ID of the image from which a build or a commit has made this image. It is "" if that image is
+	// unknown, or is not in the root. Docker does not list an untagged image that is the parent of another image.
 	Parent digest.Digest
 }
 

@@ -35,7 +35,7 @@ type header struct {
 	Target  string `json:"target"`
 }
 
-// ProgramOldDocker and DriverGraph are those of an Inventory of package oldgraph.
+// ProgramOldDocker and DriverGraph are the Program and Driver of an Inventory of package oldgraph.
 const (
 	ProgramOldDocker = "docker-before-0.7"
 	DriverGraph      = "graph"
@@ -55,7 +55,7 @@ type Ends struct {
 	Target                  string
 }
 
-// ReadEnds reads the journal in a directory. Returns ErrNotFound if there is none.
+// ReadEnds reads the journal in a directory. Returns ErrNotFound if there is no journal.
 func ReadEnds(state string) (_ *Ends, err error) {
 	j, err := openJournal(state, false)
 	if err != nil {
@@ -412,7 +412,7 @@ func (i Item) name() Item {
 	return i
 }
 
-// MarshalJSON leaves out the kinds that the item is not of.
+// MarshalJSON leaves out the fields that are nil.
 func (i Item) MarshalJSON() ([]byte, error) {
 	type item struct {
 		Layer     *Layer     `json:"layer,omitempty"`

@@ -38,21 +38,14 @@ func lockState(dir string) (*lockFile, error) {
 		if err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
-		if isNamed(f, path) {
+		named, err := flock.IsAt(f, path)
+		if err == nil && named {
 			return &lockFile{f}, nil
 		}
-		_ = flock.Release(f) // another migration has deleted it in its end
+		if err := errors.Join(err, flock.Release(f)); err != nil { // else another migration has deleted it in its end
+			return nil, err
+		}
 	}
-}
-
-// isNamed reports whether path is the name of an open file.
-func isNamed(f *os.File, path string) bool {
-	a, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	b, err := os.Lstat(path)
-	return err == nil && os.SameFile(a, b)
 }
 
 // delete deletes the lock, and the directory if there is nothing else in it. The lock is held until release.

@@ -17,9 +17,9 @@ import (
 
 // Options says between which places a Migration is.
 type Options struct {
-	// Source is the absolute path of the source. A journal belongs to one.
+	// Source is the absolute path of the source. A journal belongs to one source.
 	Source string
-	// Target names the target for people, such as "store /var/lib/cowshed". A journal belongs to one.
+	// Target names the target for people, such as "store /var/lib/cowshed". A journal belongs to one target.
 	Target string
 	// State is the directory of the journal. Migration makes it, and deletes it in the end. A target keeps its own
 	// files in TargetState of it.
@@ -124,7 +124,7 @@ func (m *Migration) notBegun() error {
 	return fault.New(errdefs.ErrNotFound, "no migration from %s to %s has been run (there is no journal in %s)", m.opts.Source, m.opts.Target, m.opts.State)
 }
 
-var errFinishing = fault.New(errdefs.ErrFailedPrecondition, "the source is being removed: the only way is to go on with finish")
+var errFinishing = fault.New(errdefs.ErrFailedPrecondition, "finish has begun to remove the source, and can only be completed: run finish again")
 
 // end deletes all of the state.
 func (m *Migration) end(j *journal, lock *lockFile) error {
@@ -184,7 +184,7 @@ func (i Item) check() error {
 			names = append(names, i.Container.Layer)
 		}
 	default:
-		return fault.New(errdefs.ErrInvalidArgument, "it names nothing")
+		return fault.New(errdefs.ErrInvalidArgument, "it is neither a layer nor an image nor a container")
 	}
 	for _, name := range names {
 		if err := cowcommon.CheckID(name); err != nil {

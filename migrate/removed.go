@@ -5,8 +5,8 @@ import (
 	"io"
 )
 
-// Removed is the Source of a root in which nothing is left, as after a Finish that was cut off. Reading it returns err,
-// which says so. Finish takes its removal as done if it was begun, and cannot begin it.
+// Removed is the Source of a root in which nothing is left, as after an interrupted Finish. Reading it returns err,
+// which says so. Finish takes the removal of such a source as done if it was begun, and cannot begin it.
 func Removed(err error) Source { return removed{err} }
 
 type removed struct{ err error }

@@ -17,8 +17,9 @@ type Result struct {
 
 // Run makes everything in the target that is not there, and commits it. After an interrupted run it goes on from there.
 //
-// Run returns an error and changes nothing if a program works on the source, or if the target refuses. The same goes for
-// a journal of another migration. Returns a *PartialError besides the result if single things did not come along.
+// Run returns an error and changes nothing if a program works on the source, or if the target refuses. So it does if
+// there is a journal of another migration. Returns a *PartialError besides the result if single things did not come
+// along.
 func (m *Migration) Run(ctx context.Context, progress Progress) (*Result, error) {
 	if progress == nil {
 		progress = noProgress{}
@@ -120,7 +121,7 @@ func (r *run) kind(ctx context.Context, kind string, items []Item) (err error) {
 		if ctx.Err() != nil || errors.As(err, &journalled) || item.stopsAll(err) {
 			return err
 		}
-		r.log.Warn("it does not come along", item.key().kind, item.key().id, "error", err)
+		r.log.Warn("an item is not moved", item.key().kind, item.key().id, "error", err)
 		if !errors.Is(err, errChanged) { // it is there, but old
 			r.without.lost(item)
 		}

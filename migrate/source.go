@@ -15,8 +15,8 @@ type Source interface {
 	// Parts opens the parts of a layer's tar besides the data of its files, in the uncompressed JSON of tar-split. Returns
 	// errdefs.ErrNotFound if the root does not keep it.
 	Parts(ctx context.Context, layer string) (io.ReadCloser, error)
-	// InUse returns ErrFailedPrecondition if a program works on the root, with the program's name and process. If none
-	// does, it keeps programs out until Close, as far as they have locks.
+	// InUse returns ErrFailedPrecondition if a program works on the root, with the program's name and process. If no
+	// program does, InUse keeps programs out until Close, as far as they use locks.
 	InUse(ctx context.Context) error
 	// Remove removes all that the Inventory lists, and all else that the old driver and its images keep. Volumes of
 	// Docker and the like stay. The caller has asked the user.
@@ -48,7 +48,7 @@ type Content struct {
 	Dir  *os.File // the root directory
 	Form Form
 	// Volume is where a Backend on the same filesystem finds the layer as a volume: the path of a btrfs subvolume, or
-	// the name of a ZFS dataset. "" if it is none.
+	// the name of a ZFS dataset. It is "" if the layer is no volume.
 	Volume string
 }
 

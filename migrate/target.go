@@ -17,7 +17,7 @@ const (
 	Copied How = "copied"
 )
 
-// Coming says how a layer would come. The zero value is that of a layer that is in the target already, or of none.
+// Coming says how a layer would come. The zero value stands for a layer that is in the target already, or for no layer.
 type Coming struct {
 	How    How
 	Volume string // Content.Volume of the layer
@@ -37,10 +37,11 @@ type Target interface {
 	// Check returns an error if something of the inventory cannot come to the target: a name or ID that is taken by
 	// something else, a filesystem that is too full, an engine that is running. It changes nothing.
 	Check(ctx context.Context, source Source, inv *Inventory) error
-	// How says how a layer's data would come, and how many bytes that takes. below is the same of the layer below. It changes
-	// nothing.
+	// How says how a layer's data would come, and how many bytes that takes. below says how the layer below would come.
+	// It changes nothing.
 	How(ctx context.Context, layer *Layer, content *Content, below Coming) (How, int64, error)
-	// BlobSize says how many bytes a blob takes at most that is written beside a layer, 0 if none is. It changes nothing.
+	// BlobSize says how many bytes the blob beside a layer takes at most, and is 0 if no blob is written. It changes
+	// nothing.
 	BlobSize(ctx context.Context, layer *Layer) (int64, error)
 
 	// Has reports whether the thing is there.
@@ -55,11 +56,11 @@ type Target interface {
 	// a later run that has made more.
 	Commit(ctx context.Context) error
 
-	// Settle makes a layer independent of the source's, which is removed next. The layer below was settled before. It is
-	// repeated after a crash. Returns errdefs.ErrNotFound if the layer is not there.
+	// Settle makes a layer independent of the source's layer, which is removed next. The layer below was settled
+	// before. It is repeated after a crash. Returns errdefs.ErrNotFound if the layer is not there.
 	Settle(ctx context.Context, layer *Layer) error
-	// CheckSettle returns the error that Settle of one of these layers would return if all are settled, as far as that can be
-	// known before. It changes nothing. Returns errdefs.ErrNotFound if a layer is not there.
+	// CheckSettle returns an error that Settle would return if the caller settled all of these layers, as far as the
+	// error can be known before. It changes nothing. Returns errdefs.ErrNotFound if a layer is not there.
 	CheckSettle(ctx context.Context, layers ...*Layer) error
 
 	// Verify compares a thing with its source. Returns errdefs.ErrDataLoss if it differs.

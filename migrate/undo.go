@@ -67,13 +67,15 @@ func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, e
 	return removed, err
 }
 
-// Finish removes the source, after a run that has brought everything to the target. The caller has asked the user. After
-// a Finish that was cut off, the next one goes on. Its source is Removed if nothing is left of the root.
+// Finish removes the source, after a run that has brought everything to the target. The caller has asked the user.
+// After an interrupted Finish, the next Finish goes on. The source of that Migration is Removed if nothing is left of
+// the root.
 //
-// Returns ErrFailedPrecondition if the run is not complete, and ErrNotFound if there was none. Returns a *PartialError if
-// something of the source is not in the target. If partial is true, it removes the things that are not in the target all
-// the same, and returns them as lost. It then refuses for others alone: things that may be newer in the source, those
-// of which nothing is known, and layers that would not outlive the source.
+// Returns ErrFailedPrecondition if the run is not complete, and ErrNotFound if there was no run. Returns a
+// *PartialError if something of the source is not in the target. If partial is true, it removes the things that are not
+// in the target all the same, and returns them as lost. It then refuses only because of three other kinds of things:
+// things that may be newer in the source, things of which nothing is known, and layers that would not outlive the
+// source.
 func (m *Migration) Finish(ctx context.Context, partial bool) (lost []Problem, err error) {
 	if err := m.source.InUse(ctx); err != nil {
 		return nil, err
@@ -134,7 +136,7 @@ func (m *Migration) settle(ctx context.Context, j *journal) error {
 // mayFinish returns the things that are lost if the source is removed now, and an error if it must not be.
 func (m *Migration) mayFinish(ctx context.Context, j *journal, partial bool) (lost []Problem, err error) {
 	if j.phases[phaseCommit] != stepDone {
-		return nil, fault.New(errdefs.ErrFailedPrecondition, "the run from %s is not complete: go on with run", m.opts.Source)
+		return nil, fault.New(errdefs.ErrFailedPrecondition, "the run from %s is not complete: continue it with run", m.opts.Source)
 	}
 	inv, err := m.source.Inventory(ctx)
 	if err != nil {

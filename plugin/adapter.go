@@ -17,10 +17,10 @@ import (
 
 // AdapterOptions says how an [Adapter] works. The zero value is usable.
 type AdapterOptions struct {
-	// StateFile is the path of a file in which the last Init is kept until Cleanup. After a restart of the plugin, of
-	// which the engine does not know, the driver can be opened again by it. The file belongs on a filesystem that a
-	// reboot empties, such as below /run. "" keeps nothing. The layers that the engine has by Get are kept beside it,
-	// in a directory with that name and ".held".
+	// StateFile is the path of a file in which the last Init is kept until Cleanup. The engine does not notice a
+	// restart of the plugin. The Adapter then opens the driver again with the arguments in the file. The file belongs
+	// on a filesystem that a reboot empties, such as below /run. "" keeps nothing. The layers that the engine has by
+	// Get are kept beside it, in a directory with that name and ".held".
 	StateFile string
 
 	// Patience is how long Init, Cleanup and Close wait for calls that use the driver, after which it is closed
@@ -76,7 +76,7 @@ func (a *Adapter) Init(home string, options []string, uidMaps, gidMaps []user.ID
 		return errPluginStopped
 	}
 	if err := a.end(errEngineRestarted); err != nil {
-		a.log.Warn("the driver that an earlier start of the engine used did not close well", "error", err)
+		a.log.Warn("closing the driver of an earlier start of the engine failed", "error", err)
 	}
 	if err := errors.Join(a.forgetState(), a.held.forget()); err != nil {
 		return err
@@ -124,8 +124,8 @@ func (a *Adapter) Cleanup() error {
 	return errors.Join(a.forgetState(), a.held.forget(), a.end(errEngineStopped))
 }
 
-// Close closes the driver and keeps the state file, for when the plugin stops before the engine does. No
-// driver is opened any more. Closing twice does nothing.
+// Close closes the driver and keeps the state file, for when the plugin stops before the engine does. The Adapter opens
+// no driver any more. Closing twice does nothing.
 func (a *Adapter) Close() error {
 	a.changing.Lock()
 	defer a.changing.Unlock()
@@ -255,7 +255,7 @@ func (a *Adapter) Put(id string) error {
 	return a.held.add(id, "", -1)
 }
 
-// Exists implements Driver. Where no driver can be opened, it is false, and the log says why.
+// Exists implements Driver. If no driver can be opened, Exists returns false, and the log says why.
 func (a *Adapter) Exists(id string) bool {
 	s, err := a.use()
 	if err != nil {
@@ -266,7 +266,7 @@ func (a *Adapter) Exists(id string) bool {
 	return s.driver.Exists(id)
 }
 
-// Status implements Driver. Where no driver can be opened, it says why.
+// Status implements Driver. If no driver can be opened, Status says why.
 func (a *Adapter) Status() [][2]string {
 	s, err := a.use()
 	if err != nil {

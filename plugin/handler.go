@@ -19,8 +19,8 @@ const manifest = `{"Implements": ["GraphDriver"]}`
 // Handler answers the engine's requests with the help of a [Driver]. It is served by [Handler.ServeContext],
 // or by the methods of sdk.Handler, which have no way to stop in order.
 //
-// Whatever a request holds, and if the driver panics over it, it is answered or its connection is cut, and
-// the others are not disturbed.
+// Whatever a request holds, and even if the driver panics over it, the Handler answers it or cuts its connection. Other
+// requests are not disturbed.
 type Handler struct {
 	sdk.Handler
 
@@ -99,7 +99,7 @@ func checked(w *response, r *http.Request, f func(w *response, r *http.Request) 
 	}
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		return &requestError{http.StatusMethodNotAllowed, fmt.Errorf("%s is not %s, which requests of the engine are", r.Method, http.MethodPost)}
+		return &requestError{http.StatusMethodNotAllowed, fmt.Errorf("requests of the engine have the method %[2]s, not %[1]s", r.Method, http.MethodPost)}
 	}
 	return f(w, r)
 }

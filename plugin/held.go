@@ -61,7 +61,7 @@ func (h *heldLayers) change(id, mountLabel string, n int) error {
 	path := filepath.Join(h.dir, id)
 	held, err := readHeld(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("keep that the engine has layer %s: %w", id, err)
+		return fmt.Errorf("record that the engine uses layer %s: %w", id, err)
 	}
 	if held.Gets == 0 {
 		held.MountLabel = mountLabel
@@ -81,7 +81,7 @@ func (h *heldLayers) change(id, mountLabel string, n int) error {
 		err = nil
 	}
 	if err != nil {
-		return fmt.Errorf("keep that the engine has layer %s: %w", id, err)
+		return fmt.Errorf("record that the engine uses layer %s: %w", id, err)
 	}
 	return nil
 }

@@ -50,8 +50,8 @@ func (r InitRequest) MarshalJSON() ([]byte, error) {
 	})
 }
 
-// UnmarshalJSON implements json.Unmarshaler. Fields that the protocol does not have are an error, as are ids
-// that cannot be.
+// UnmarshalJSON implements json.Unmarshaler. Fields that the protocol does not have are an error, and so are invalid
+// ids.
 func (r *InitRequest) UnmarshalJSON(text []byte) error {
 	var message initMessage
 	decoder := json.NewDecoder(bytes.NewReader(text))

@@ -26,8 +26,8 @@ var engineDrivers = []string{
 	"aufs", "btrfs", "devicemapper", "fuse-overlayfs", "lcow", "overlay", "overlay2", "vfs", "windowsfilter", "zfs",
 }
 
-// CheckName reports whether a plugin may have the name: a letter or digit, then letters, digits and any of
-// "_.-", and not the name of a driver that engines have themselves. The error is errdefs.ErrInvalidArgument.
+// CheckName reports whether a plugin may have the name: a letter or digit, then letters, digits and any of "_.-", and
+// not the name of a driver that engines have themselves. Returns errdefs.ErrInvalidArgument if it may not.
 func CheckName(name string) error {
 	for _, c := range name {
 		if c == ':' { // between the name and the tag of a plugin that the engine manages
@@ -52,9 +52,9 @@ func SocketPath(name string) (string, error) {
 	return filepath.Join(SocketDir, name+".sock"), nil
 }
 
-// WriteSpec writes a file in dir, which is SpecDir or a similar directory. By it engines find the plugin called name
-// at the given socket. It returns the file's path. Errors are those of CheckName, and errdefs.ErrInvalidArgument for
-// a socket path that is not absolute.
+// WriteSpec writes a file in dir, which is SpecDir or a similar directory. Engines read the file to find the plugin
+// called name at the given socket. WriteSpec returns the file's path. Returns the errors of CheckName, and
+// errdefs.ErrInvalidArgument if the path of the socket is not absolute.
 func WriteSpec(dir, name, socket string) (string, error) {
 	if err := CheckName(name); err != nil {
 		return "", err

@@ -12,8 +12,8 @@ func (l Limit) DatasetProperty() string {
 	return "quota"
 }
 
-// DatasetLimit is the limit of a dataset with these ZFS properties, in bytes; 0 stands for none. Of two limits it is the
-// one of ScopeLayer.
+// DatasetLimit is the limit of a dataset with these ZFS properties, in bytes; 0 stands for none. If both are set,
+// DatasetLimit is the limit of ScopeLayer.
 func DatasetLimit(quota, refquota uint64) Limit {
 	switch {
 	case quota != 0:

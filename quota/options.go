@@ -86,7 +86,7 @@ func (s Setters) names(driver string) string {
 	return strings.Join(names, ", ")
 }
 
-// Check reports whether the options contradict each other, as an errdefs.ErrInvalidArgument.
+// Check returns errdefs.ErrInvalidArgument if the options contradict each other.
 func (o Options) Check() error {
 	if o.Size != 0 {
 		return o.checkMinSpace(o.Size)

@@ -13,15 +13,15 @@ import (
 type Mode uint8
 
 const (
-	// Off keeps none.
+	// Off keeps no account.
 	Off Mode = iota
-	// Classic charges each subvolume for every extent that it references, and knows which of them no other
+	// Classic charges each subvolume for every extent that it references, and knows which extents no other subvolume
 	// references. It can enforce both scopes. It recounts by walking back references, which is slow with many
 	// snapshots. The kernel gives up counting when a large tree is deleted: limits are then not enforced until a
 	// rescan.
 	Classic
-	// Simple (kernel 6.7 and later) charges each extent to the subvolume that allocated it, at no cost. It
-	// can enforce ScopeLayer only. Extents that are older than the mode are charged to none.
+	// Simple (kernel 6.7 and later) charges each extent to the subvolume that allocated it, at no cost. It can enforce
+	// ScopeLayer only. Extents that are older than the mode are charged to no subvolume.
 	Simple
 )
 
@@ -30,12 +30,12 @@ func (m Mode) String() string {
 	return nameOf("Mode", []string{Off: "off", Classic: "classic", Simple: "simple"}, m)
 }
 
-// LimitedName is the name of an empty file that says: there have been limits in this directory. Limits go with the
-// quotas when somebody turns these off, and nothing else would tell that there were any.
+// LimitedName is the name of an empty file, which says that there have been limits in this directory. If somebody turns
+// quotas off, the limits are lost, and nothing else tells that they existed.
 const LimitedName = "limits-set"
 
-// Inherited is the limit of a subvolume as the call that makes it takes it along, in the terms of its qgroup. The zero
-// value: none.
+// Inherited is the limit that a new subvolume gets from the call that makes it, in the terms of its qgroup. The zero
+// value is no limit.
 type Inherited struct {
 	MaxReferenced uint64 // bytes; 0: no limit
 	MaxExclusive  uint64 // bytes; 0: no limit
@@ -61,8 +61,8 @@ var policyNames = []string{PolicyAuto: "auto", PolicySimple: "simple", PolicyCla
 // String returns the name that ParsePolicy reads.
 func (p Policy) String() string { return nameOf("Policy", policyNames, p) }
 
-// ParsePolicy reads "auto", "simple", "classic" or "off", in any case. Anything else is an
-// errdefs.ErrInvalidArgument.
+// ParsePolicy reads "auto", "simple", "classic" or "off", in any case. Returns errdefs.ErrInvalidArgument if s is
+// anything else.
 func ParsePolicy(s string) (Policy, error) {
 	i := slices.Index(policyNames, strings.ToLower(s))
 	if i < 0 {

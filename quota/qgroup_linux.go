@@ -25,9 +25,9 @@ var ErrNotYet = errors.New("still in use")
 // Qgroups enforces limits on the subvolumes of one btrfs filesystem. A subvolume is named by its id,
 // which is that of its qgroup of level 0.
 //
-// Changing anything needs CAP_SYS_ADMIN in the initial user namespace, and is an
-// errdefs.ErrPermissionDenied without it. Reading needs it too, unless the filesystem shows in
-// /sys/fs/btrfs. Methods are safe for concurrent use, but not with Close.
+// Methods that change something need CAP_SYS_ADMIN in the initial user namespace, and return
+// errdefs.ErrPermissionDenied without it. Methods that read need it too, unless /sys/fs/btrfs shows the filesystem.
+// Methods are safe for concurrent use, but not with Close.
 type Qgroups struct {
 	dir    *os.File
 	sysfs  string // directory of the filesystem's qgroups in sysfs, which is there while quotas are on
@@ -72,10 +72,9 @@ func (q *Qgroups) Mode() (Mode, error) {
 	return modeOf(status), err
 }
 
-// Consistent reports whether the filesystem's accounts can be trusted. Simple ones always can. Classic
-// ones cannot while a rescan runs, and not since the kernel has given up counting: then usage is out of
-// date and limits are not enforced. The next limit that is set repairs that, as Rescan does. With quotas
-// off it is true.
+// Consistent reports whether the filesystem's accounts can be trusted. Simple accounts always can. Classic accounts
+// cannot while a rescan runs, or after the kernel has given up counting: then usage is out of date and limits are not
+// enforced. The next limit that is set repairs that, as Rescan does. With quotas off, Consistent returns true.
 func (q *Qgroups) Consistent() (bool, error) {
 	status, err := q.status()
 	return !status.Inconsistent && !status.Rescan, err
@@ -350,7 +349,7 @@ func (q *Qgroups) Usage(id uint64) (Usage, error) {
 	return usage, nil
 }
 
-// Remove removes the qgroup that a destroyed subvolume has left. An absent one is not an error.
+// Remove removes the qgroup that a destroyed subvolume has left. An absent qgroup is not an error.
 //
 // Recent kernels (6.11) remove it by themselves when the subvolume has been dropped. Remove is for older kernels, and
 // for qgroups in simple mode whose extents snapshots still referenced at that time. Such a qgroup can be removed when

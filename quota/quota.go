@@ -28,7 +28,7 @@ var scopeNames = []string{ScopeLayer: "layer", ScopeTotal: "total"}
 // String returns the name that ParseScope reads.
 func (s Scope) String() string { return nameOf("Scope", scopeNames, s) }
 
-// ParseScope reads "layer" or "total", in any case. Anything else is an errdefs.ErrInvalidArgument.
+// ParseScope reads "layer" or "total", in any case. Returns errdefs.ErrInvalidArgument if s is anything else.
 func ParseScope(s string) (Scope, error) {
 	i := slices.Index(scopeNames, strings.ToLower(s))
 	if i < 0 {

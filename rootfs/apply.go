@@ -31,7 +31,7 @@ type Applier interface {
 }
 
 // ApplyLayers applies layers on top of each other, the first at the bottom. It returns their chain ID, which is the
-// name of the uppermost snapshot. Existing snapshots are used again. No layers have the chain ID "", which means no
+// name of the uppermost snapshot. Existing snapshots are used again. Without layers, the chain ID is "", which means no
 // parent.
 //
 // After an error the snapshots of the layers below the failed layer remain.

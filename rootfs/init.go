@@ -21,8 +21,8 @@ import (
 // image, and is no change of a container. The layer stays when the containers are removed, under the name that
 // LayerName returns.
 type Initializer struct {
-	// Name identifies the result of Init. An Init with another result needs another name, as existing layers are used
-	// again.
+	// Name identifies the result of Init. An Init with another result needs another name, since existing layers are
+	// used again.
 	Name string
 	// Init makes it in the root filesystem of an image, mounted on the directory root. The image is not to be
 	// trusted: its symbolic links may point anywhere. os.Root helps.
@@ -37,8 +37,8 @@ func (i Initializer) LayerName(parent digest.Digest) string {
 	return parent.String() + " " + i.Name
 }
 
-// InitRootFS makes the snapshot that a container is to run on, with the key name: an active one, or, if it is to be
-// read-only, a view, of the init layer that DefaultInitializer makes on parent. parent is the name of a committed
+// InitRootFS makes the snapshot on which a container is to run, with the key name. It is an active snapshot, or a view
+// if readonly is set, of the init layer that DefaultInitializer makes on parent. parent is the name of a committed
 // snapshot, such as ApplyLayers returned it, or "" for an empty root filesystem. mounter is used to make the init
 // layer. It returns the mounts of the snapshot.
 //

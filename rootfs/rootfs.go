@@ -21,8 +21,8 @@
 //
 // # Errors
 //
-// They name the operation and its layer or snapshot, and are matched with errors.Is against containerd/errdefs; those
-// of the snapshotter, the applier, the differ and the mounter keep their types.
+// Errors name the operation and its layer or snapshot, and are matched with errors.Is against containerd/errdefs.
+// Errors of the snapshotter, the applier, the differ and the mounter keep their types.
 package rootfs
 
 import (

@@ -12,7 +12,8 @@ Usage: check-commands.sh [brought]
 Finds the commands that tests, benchmarks and scripts run (scripts/internal/commandcheck), and says which of them a
 machine lacks that has nothing but what the README asks for and what scripts/deps.sh installs for the task.
 
-  brought  makes the lists of the commands that such machines have, as root, and prints the directory that they are in
+  brought  makes the lists of the commands that such machines have, as root, and prints the directory that they are in. What only
+           the shell has built in is no command: a program of Go cannot run it
 
 A machine is a root filesystem of scripts/debian-root.sh with the packages of one task. Its list is kept in
 COWSHED_CACHE, and made anew, in some minutes, when deps.sh changes.
@@ -53,7 +54,8 @@ brought() {
 			cp -a "$work/base" "$machine"
 			# shellcheck disable=SC2016 # expanded in there
 			scripts/debian-root.sh enter "$machine" --bind-ro "$PWD:/tree" --bind "$work/archives:/var/cache/apt/archives" -- \
-				bash -euc '[[ $0 == ci ]] || /tree/scripts/deps.sh "$0" >&2; compgen -c | sort -u' "$task" >"$work/lists/$task"
+				bash -euc '[[ $0 == ci ]] || /tree/scripts/deps.sh "$0" >&2
+					compgen -c | sort -u | while read -r name; do ! type -P "$name" >/dev/null || echo "$name"; done' "$task" >"$work/lists/$task"
 			rm -rf --one-file-system -- "$machine"
 		done
 		mv -T "$work/lists" "$dir"

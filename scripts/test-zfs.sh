@@ -120,7 +120,7 @@ readonly lanes long_lanes fault_parts lane_of_two=concurrent
 readonly lanes_of_tree=(backend graph packages e2e "${long_lanes[@]}" "$lane_of_two")
 
 # Tests that take more than a minute in the test machine, and have a twin on btrfs that stays in CI. RUN chooses them too.
-long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/./^128LayersMount$|^TestMigrateZFS$|^TestGraphShared$|^TestOnZFS$|^Test(Containerd|Docker)SharedZFS$|^TestZFS$/^(merge_crash|merge_shared|rollback_shared)$')
+long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/./^128LayersMount$|^TestMigrateZFS$|^TestGraphShared$|^TestOnZFS$|^Test(Containerd|Docker)SharedZFS$|^Test(ReadOnly|Full)FilesystemZFS$|^TestZFS$/^(merge_crash|merge_shared|rollback_shared)$')
 [[ -z ${COWSHED_TEST_LONG:-}${RUN:-}$zfs ]] || long_tests=()
 # On ZFS the tests of e2e with shared roots take more than ten minutes.
 not_in_e2e='^TestGraph$|^TestSetUp|^TestMountLabel$'

@@ -27,11 +27,11 @@ import (
 //
 // The blob is read once: its digest is computed during extraction. If extraction fails, or the digest is another, the
 // snapshot gets its former content back. If the backend cannot do that, the blob is first read once to check its
-// digest. A later failure then leaves a part of the layer in the snapshot. So does the end of the process. Such a snapshot cannot
-// be committed.
+// digest. A later failure then leaves a part of the layer in the snapshot. The end of the process does so too. Such a
+// snapshot cannot be committed.
 //
-// Returns errdefs.ErrFailedPrecondition if the blob has not the digest or size of desc, or if the snapshot cannot be
-// written to. Returns errdefs.ErrInvalidArgument if the layer is malformed.
+// Returns errdefs.ErrFailedPrecondition if the blob does not have the digest and size of desc, or if the snapshot
+// cannot be written to. Returns errdefs.ErrInvalidArgument if the layer is malformed.
 func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	applied, err := d.apply(toStore(ctx), desc, mounts, opts)
 	if err != nil {

@@ -27,8 +27,9 @@ import (
 // Compare writes the changes of upper since lower as a layer to the content store. It shows both at one moment,
 // whatever is written to them meanwhile. lower without any mounts is an empty tree.
 //
-// The media types are those of containerd's own differ: the OCI layer, compressed with gzip, which is the default,
-// with zstd or not at all; with a compressor, any. If config names a reference, Compare reuses its upload.
+// Compare makes the media types of containerd's own differ: the OCI layer, compressed with gzip (the default), with
+// zstd, or not at all. With a compressor of the caller it makes any media type. If config names a reference, Compare
+// reuses its upload.
 func (d *Differ) Compare(ctx context.Context, lower, upper []mount.Mount, opts ...diff.Opt) (ocispec.Descriptor, error) {
 	desc, err := d.compare(toStore(ctx), lower, upper, opts)
 	if err != nil {
@@ -153,8 +154,10 @@ func abort(ctx context.Context, store content.Store, ref string) error {
 
 // toGiveUp gives the requests that end an upload a time of their own: that of the client may be over.
 func toGiveUp(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	return context.WithTimeout(context.WithoutCancel(ctx), giveUpAfter)
 }
+
+const giveUpAfter = 10 * time.Second
 
 // writeLayer writes the compressed tar, and returns the digest of the uncompressed one.
 func writeLayer(ctx context.Context, w io.Writer, c *cowcommon.Comparison, config diff.Config) (_ digest.Digest, err error) {

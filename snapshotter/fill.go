@@ -63,7 +63,7 @@ func (f *filling) end(ctx context.Context, err error) error {
 		return err
 	}
 	if err := f.before.Close(); err != nil {
-		f.s.log.Warn("snapshotter: a volume's former state is left to the next start to destroy", "volume", f.volume, "error", err)
+		f.s.log.Warn("snapshotter: the former state of a volume cannot be deleted, and the next start tries again", "volume", f.volume, "error", err)
 	}
 	return err
 }
@@ -89,7 +89,7 @@ func (s *Snapshotter) checkWhole(volume string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.spoiled[volume]; ok {
-		return fault.New(errdefs.ErrFailedPrecondition, "it holds a part of a layer that could not be taken back, remove it")
+		return fault.New(errdefs.ErrFailedPrecondition, "it holds a part of a layer that could not be taken back: remove it")
 	}
 	return nil
 }

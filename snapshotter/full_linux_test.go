@@ -18,41 +18,52 @@ import (
 // TestFullFilesystem: with data and metadata exhausted, existing snapshots can be read and removed, over and over,
 // also after a start; and removing makes room.
 func TestFullFilesystem(t *testing.T) {
-	levels := []int{100}
-	if testfs.Long() {
-		levels = []int{95, 96, 97, 98, 99, 100}
-	}
 	for _, mode := range modes {
-		for _, level := range levels {
+		for _, level := range fillLevels() {
 			t.Run(fmt.Sprintf("%s, %d", mode.name, level), func(t *testing.T) {
-				testFull(t, onBtrfs(append(mode.opts, testfs.WithSize(256*mib))...), level)
+				testFull(t, onBtrfs(append(mode.opts, testfs.WithSize(256*mib))...), fullTest{level: level, many: 30})
 			})
 		}
 	}
 }
 
-func testFull(t *testing.T, fs filesystem, level int) {
+// fillLevels are the percentages of use to test at.
+func fillLevels() []int {
+	if testfs.Long() {
+		return []int{95, 96, 97, 98, 99, 100}
+	}
+	return []int{100}
+}
+
+type fullTest struct {
+	level   int  // percent of use
+	many    int  // snapshots
+	reserve bool // the filesystem keeps space for new snapshots that files cannot take
+}
+
+// testFull is TestFullFilesystem on one filesystem.
+func testFull(t *testing.T, fs filesystem, test fullTest) {
 	h := newHostOn(t, fs, Options{})
 	ctx := t.Context()
 	h.image("image")
-	const many = 30
-	for i := range many {
+	for i := range test.many {
 		h.prepare(fmt.Sprintf("active-%02d", i), "image")
 	}
 	h.write("active-00", "large", make([]byte, 8*mib))
 	h.prepare("unfinished", "image")
 	require.NoDirExists(t, h.partial.dir, "an earlier version has not made it: the start below needs no space for it")
-	testfs.Fill(t, h.mnt, testfs.Data, level)
-	testfs.Fill(t, h.mnt, testfs.Metadata, level)
+	testfs.Fill(t, h.mnt, testfs.Data, test.level)
+	testfs.Fill(t, h.mnt, testfs.Metadata, test.level)
 	before := h.state()
 
 	if _, err := h.Prepare(ctx, "new", "image"); err == nil {
-		require.Less(t, level, 100, "it is not full")
+		require.True(t, test.level < 100 || test.reserve, "it is not full")
 		require.NoError(t, h.Remove(ctx, "new"))
 		require.NoError(t, h.Cleanup(ctx))
 	} else {
 		require.ErrorIs(t, err, unix.ENOSPC)
 		require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+		assert.NotErrorIs(t, err, unix.EDQUOT, "it is no limit of a snapshot")
 	}
 	assert.Equal(t, before, h.state(), "what has failed has left nothing")
 	require.NoError(t, h.restart(nil), "it starts")
@@ -68,7 +79,7 @@ func testFull(t *testing.T, fs filesystem, level int) {
 	} else {
 		require.NoError(t, h.Remove(ctx, "committed"))
 	}
-	for i := range many {
+	for i := range test.many {
 		key := fmt.Sprintf("active-%02d", i)
 		require.NoError(t, h.Remove(ctx, key), key)
 		if i%10 == 0 {

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// DiffService is a differ that can be served: a *Differ, or one around it.
+// DiffService is a differ that can be served: a *Differ, or a wrapper around it.
 type DiffService interface {
 	diff.Comparer
 	diff.Applier

@@ -49,6 +49,20 @@ func onBtrfs(opts ...testfs.BtrfsOption) filesystem {
 func onZFS(t *testing.T) (string, openFunc) {
 	t.Helper()
 	dataset, mnt := testfs.ZFS(t)
+	return onDataset(t, dataset, mnt)
+}
+
+func onSmallZFS(size int64, by testfs.Bound) filesystem {
+	return func(t *testing.T) (string, openFunc) {
+		t.Helper()
+		dataset, mnt := testfs.SmallZFS(t, size, by)
+		return onDataset(t, dataset, mnt)
+	}
+}
+
+// onDataset makes homes below a dataset.
+func onDataset(t *testing.T, dataset, mnt string) (string, openFunc) {
+	t.Helper()
 	return mnt, func(home string) (cowcommon.Backend, error) {
 		if out, err := exec.Command("zfs", "create", "-p", dataset+"/"+home).CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("zfs create: %w: %s", err, out)

@@ -23,15 +23,15 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 	return r.info, wrap("stat snapshot", key, err)
 }
 
-// Volume returns the name of the volume that holds a snapshot's tree; for a view it is that of its parent.
+// Volume returns the name of the volume that holds a snapshot's tree. Of a view it is the parent's volume.
 func (s *Snapshotter) Volume(ctx context.Context, key string) (string, error) {
 	r, err := s.read(ctx, key)
 	return r.tree(), wrap("find volume of snapshot", key, err)
 }
 
-// Update replaces the labels of a snapshot: those that fieldpaths name, or all of them. Another value of the
-// label containerd.io/snapshot/max-size changes the limit of an active snapshot, but not of one for UseUnpack. Without the
-// label the limit stays. Returns errdefs.ErrFailedPrecondition if the snapshot holds more than that already.
+// Update replaces the labels of a snapshot: those that fieldpaths name, or all of them. Another value of the label
+// containerd.io/snapshot/max-size changes the limit of an active snapshot, but not of one for UseUnpack. Without the
+// label the limit stays. Returns errdefs.ErrFailedPrecondition if the snapshot already holds more than the new limit.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	updated, err := s.update(ctx, info, fieldpaths)
 	return updated, wrap("update snapshot", info.Name, err)
@@ -72,7 +72,7 @@ func (s *Snapshotter) writeLabels(ctx context.Context, info snapshots.Info, fiel
 	return visible(updated), nil
 }
 
-// Walk calls fn for each snapshot that matches one of the filters, in the state that all were in at one moment.
+// Walk calls fn for each snapshot that matches one of the filters. It shows all snapshots as they were at one moment.
 // No transaction is open meanwhile: fn may call any method.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
 	infos, err := s.list(ctx, filters...)

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -63,7 +65,7 @@ func newLeaseHost(t *testing.T) *leaseHost {
 // differ makes one with leases of those times.
 func (h *leaseHost) differ(store content.Store, manager leases.Manager, times leaseTimes) *Differ {
 	d := NewDiffer(h.Snapshotter, store)
-	d.store = leasedStore{store, manager, times, h.Snapshotter.log}
+	d.store = leasedStore{store, manager, times, h.Snapshotter}
 	return d
 }
 
@@ -171,6 +173,44 @@ func TestCompareLease(t *testing.T) {
 		require.NoError(t, h.manager.Delete(ctx, given))
 		assert.Empty(t, h.left(ctx))
 	})
+}
+
+// TestCompareReferred: a blob is held until a lease of the client has it. The client can then delete it at once.
+func TestCompareReferred(t *testing.T) {
+	h := newLeaseHost(t)
+	ctx := namespaces.WithNamespace(t.Context(), "referred")
+	times := defaultLeaseTimes
+	times.hold = time.Hour // beyond the end of the test
+	other, err := h.manager.Create(ctx, leases.WithID("other"))
+	require.NoError(t, err)
+	given, err := h.manager.Create(ctx, leases.WithID("given"))
+	require.NoError(t, err)
+	desc, err := h.differ(h.store, h.manager, times).Compare(ctx, nil, h.upper)
+	require.NoError(t, err)
+	assert.Never(t, func() bool { return len(h.leases(ctx)) < 3 }, 10*clientPauses.First, clientPauses.First)
+	require.NoError(t, h.manager.AddResource(ctx, given, leases.Resource{ID: desc.Digest.String(), Type: "content"}))
+	require.Eventually(t, func() bool { return len(h.leases(ctx)) == 2 }, testfs.Patience, 10*time.Millisecond)
+	assert.True(t, h.isThere(ctx, desc.Digest))
+	require.NoError(t, h.manager.Delete(ctx, other))
+	require.NoError(t, h.manager.Delete(ctx, given))
+	assert.Empty(t, h.left(ctx))
+}
+
+// TestCompareReferredByOther: a lease that has a blob which was there before may be that of another client, and end at once.
+func TestCompareReferredByOther(t *testing.T) {
+	h := newLeaseHost(t)
+	ctx := namespaces.WithNamespace(t.Context(), "other")
+	given, err := h.manager.Create(ctx, leases.WithID("given"))
+	require.NoError(t, err)
+	_, err = NewDiffer(h.Snapshotter, h.store, WithLeases(h.manager)).Compare(leases.WithLease(ctx, given.ID), nil, h.upper)
+	require.NoError(t, err)
+	times := defaultLeaseTimes
+	times.hold = time.Hour // beyond the end of the test
+	desc, err := h.differ(h.store, h.manager, times).Compare(ctx, nil, h.upper)
+	require.NoError(t, err)
+	assert.Never(t, func() bool { return len(h.leases(ctx)) < 2 }, 10*clientPauses.First, clientPauses.First)
+	require.NoError(t, h.manager.Delete(ctx, given))
+	assert.True(t, h.isThere(ctx, desc.Digest))
 }
 
 // TestCompareCollected has the garbage collection run before and after each request to the store, while the leases are
@@ -333,7 +373,95 @@ func TestCompareKilled(t *testing.T) {
 	}
 }
 
-// TestCompareLeft: an upload has taken so long that its leases were made to last through the Commit. When Compare has returned, the
+// TestCommitTime: a slow disk needs longer for a large layer, however fast that was uploaded. The leases of a small one stay as they are.
+func TestCommitTime(t *testing.T) {
+	assert.Less(t, defaultLeaseTimes.toCommit(150*mib), defaultLeaseTimes.upload-5*time.Second)
+	assert.GreaterOrEqual(t, defaultLeaseTimes.toCommit(3<<30), 6*time.Minute)
+	h := newLeaseHost(t)
+	for name, c := range map[string]struct {
+		commit time.Duration
+		leases int
+	}{
+		"small": {0, 1},
+		"large": {2 * time.Hour, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := namespaces.WithNamespace(t.Context(), name)
+			var held []leases.Lease
+			commits := commitStore{h.store, requester{before: func() (err error) { held, err = h.manager.List(ctx); return err }, after: func() {}}}
+			times := leaseTimes{upload: time.Hour, renew: time.Hour, commit: c.commit, hold: time.Hour}
+			_, err := h.differ(commits, h.manager, times).Compare(ctx, nil, h.upper)
+			require.NoError(t, err)
+			require.Len(t, held, c.leases)
+			for _, lease := range held {
+				assert.Greater(t, untilExpiry(t, lease), c.commit-testfs.Patience)
+			}
+		})
+	}
+}
+
+// untilExpiry is how long a lease lasts from now on.
+func untilExpiry(t *testing.T, lease leases.Lease) time.Duration {
+	t.Helper()
+	expires, err := time.Parse(time.RFC3339, lease.Labels["containerd.io/gc.expire"])
+	require.NoError(t, err)
+	return time.Until(expires)
+}
+
+// TestCompareUnanswered: containerd is killed during a Commit, and is away when the leases are to be released. They are released when it
+// is back, and their long lives do not matter.
+func TestCompareUnanswered(t *testing.T) {
+	h := newLeaseHost(t)
+	for name, times := range map[string]leaseTimes{
+		"small": {upload: time.Hour, renew: time.Hour, hold: time.Hour},
+		"large": {upload: time.Hour, renew: time.Hour, commit: 2 * time.Hour, hold: time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := namespaces.WithNamespace(t.Context(), name)
+			var away atomic.Bool
+			answers := requester{before: func() error {
+				if away.Load() {
+					return unix.EPIPE
+				}
+				return nil
+			}, after: func() {}}
+			killed := requester{before: func() error { away.Store(true); return unix.EPIPE }}
+			_, err := h.differ(commitStore{requestStore{h.store, answers}, killed}, requestManager{h.manager, answers}, times).Compare(ctx, nil, h.upper)
+			require.ErrorIs(t, err, unix.EPIPE)
+			assert.NotEmpty(t, h.leases(ctx))
+			assert.NotEmpty(t, h.left(ctx))
+			away.Store(false)
+			require.Eventually(t, func() bool {
+				return len(h.leases(ctx)) == 0 && len(h.left(ctx)) == 0
+			}, testfs.Patience, 10*time.Millisecond)
+		})
+	}
+}
+
+// TestReleaseEnds: nothing tries to release a lease that has expired, or after Close.
+func TestReleaseEnds(t *testing.T) {
+	for name, c := range map[string]struct{ lasts, closed, ends time.Duration }{
+		"expired": {time.Minute, time.Hour, time.Minute},
+		"closed":  {time.Hour, time.Minute, time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begun, last := time.Now(), time.Duration(0)
+				silent := requestManager{nil, requester{before: func() error { last = time.Since(begun); return unix.EPIPE }}}
+				s := &Snapshotter{log: slog.New(slog.DiscardHandler), background: newBackground()}
+				store := leasedStore{manager: silent, snapshotter: s}
+				store.release(t.Context(), leases.Lease{ID: "lease"}, c.lasts)
+				time.Sleep(c.closed)
+				s.background.end()
+				assert.InDelta(t, c.ends.Seconds(), last.Seconds(), releasePauses.Longest.Seconds())
+				store.release(t.Context(), leases.Lease{ID: "lease"}, c.lasts)
+				synctest.Wait() // for the goroutines: there are none
+			})
+		})
+	}
+}
+
+// TestCompareLeft: an upload has taken so long that its leases were made to last longer than usual. When Compare has returned, the
 // blob is held no longer than the client has time to refer to it. That is so even if the process ends before it deletes the lease.
 func TestCompareLeft(t *testing.T) {
 	h := newLeaseHost(t)
@@ -345,16 +473,14 @@ func TestCompareLeft(t *testing.T) {
 		}
 		return nil
 	}, after: func() {}}
-	times := leaseTimes{upload: time.Hour, renew: 100 * time.Millisecond, commit: time.Hour, hold: 3 * time.Second}
+	times := leaseTimes{upload: time.Hour, renew: 100 * time.Millisecond, commit: 2 * time.Hour, hold: 3 * time.Second}
 	_, err := h.differ(h.store, requestManager{h.manager, r}, times).Compare(ctx, nil, h.upper, h.untilRenewed(ctx), diff.WithMediaType("a/b"))
 	ended.Store(true)
 	require.NoError(t, err)
 	left := h.leases(ctx)
 	require.LessOrEqual(t, len(left), 1, "one of them holds it, unless this process had no time")
 	for _, lease := range left {
-		expires, err := time.Parse(time.RFC3339, lease.Labels["containerd.io/gc.expire"])
-		require.NoError(t, err)
-		assert.LessOrEqual(t, time.Until(expires), times.hold+time.Second)
+		assert.LessOrEqual(t, untilExpiry(t, lease), times.hold+time.Second)
 		resources, err := h.manager.ListResources(ctx, lease)
 		require.NoError(t, err)
 		require.Len(t, resources, 1)

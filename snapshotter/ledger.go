@@ -49,6 +49,12 @@ func (l ledger) del(tx *bolt.Tx, volume string) error {
 	return nil
 }
 
+// has reports whether a volume is noted.
+func (l ledger) has(tx *bolt.Tx, volume string) bool {
+	list := l.bucket(tx)
+	return list != nil && list.Get([]byte(volume)) != nil
+}
+
 // all lists the entries, by volume.
 func (l ledger) all(tx *bolt.Tx) map[string]string {
 	entries := make(map[string]string)

@@ -38,7 +38,7 @@ func (s *Snapshotter) setLimit(ctx context.Context, key string, bytes uint64) er
 		return err
 	}
 	if r.info.Kind != snapshots.KindActive || UseOf(key) == UseUnpack {
-		return fault.New(errdefs.ErrFailedPrecondition, "only an active snapshot into which no layer is unpacked has a limit of its own")
+		return fault.New(errdefs.ErrFailedPrecondition, "only an active snapshot has a limit of its own, and none while a layer is unpacked into it")
 	}
 	if err := cowcommon.SetLimit(ctx, s.backend, r.volume, limit); err != nil {
 		return err

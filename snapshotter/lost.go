@@ -18,12 +18,12 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// Lost is a volume that the metadata did not know at the start, and of which it did not say that it may go. It may be
-// somebody's only copy, so it is kept until someone decides.
+// Lost is a volume that the metadata did not know at the start, and did not call doomed either. It may be the only copy
+// of somebody's data. So it is kept until Restore or Discard decides about it.
 type Lost struct {
 	Volume string `json:"volume"`
-	// Key is that of the snapshot it was, as far as it can be known. It is "" for a committed one of which only the
-	// volume is left.
+	// Key is the key of the lost snapshot, as far as it can be known. It is "" for a committed snapshot of which only
+	// the volume is left.
 	Key     string    `json:"key,omitempty"`
 	Made    string    `json:"made_for,omitempty"` // the key that it was prepared with, as far as its name has it
 	Sealed  bool      `json:"sealed"`
@@ -66,7 +66,7 @@ func (s *Snapshotter) setLost(v cowcommon.Volume, was string) {
 			l.Key = l.was.Key
 		}
 	}
-	s.log.Warn("snapshotter: volume is lost: the metadata does not know it", "volume", l.Volume, "key", l.Key, "made for", l.Made, "sealed", l.Sealed)
+	s.log.Warn("snapshotter: a volume is lost: the metadata does not know it", "volume", l.Volume, "key", l.Key, "made for", l.Made, "sealed", l.Sealed)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lost[v.Name] = l
@@ -102,7 +102,7 @@ func (s *Snapshotter) restore(ctx context.Context, volume, key string) error {
 		key = l.Key
 	}
 	if key == "" {
-		return fault.New(errdefs.ErrInvalidArgument, "the key that it had is not known, so one has to be given")
+		return fault.New(errdefs.ErrInvalidArgument, "its former key is unknown: give a key")
 	}
 	if err := checkKey(key); err != nil {
 		return err
@@ -122,9 +122,14 @@ func (s *Snapshotter) restore(ctx context.Context, volume, key string) error {
 	if err != nil {
 		return err
 	}
+	again := false
 	err = s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
-		if r, err := lookup(ctx, key); err == nil && r.volume == volume {
+		if r, err := lookup(ctx, key); again && err == nil && r.volume == volume {
 			return nil // by the transaction before this one
+		}
+		again = true
+		if err := s.checkLost(ctx, tx, volume); err != nil {
+			return err
 		}
 		parent, err := parentOf(ctx, base, was.Parent)
 		if err != nil {
@@ -154,15 +159,11 @@ func parentOf(ctx context.Context, base, named string) (parent string, err error
 	if base == "" {
 		return "", nil
 	}
-	err = storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
+	err = walkInfo(ctx, func(info snapshots.Info) {
 		if info.Kind == snapshots.KindCommitted && info.Labels[VolumeLabel] == base {
 			parent = info.Name
 		}
-		return nil
 	})
-	if errdefs.IsNotFound(err) { // the metadata has never held any
-		err = nil
-	}
 	return parent, err
 }
 
@@ -190,7 +191,15 @@ func (s *Snapshotter) Discard(ctx context.Context, volume string) error {
 	if _, err := s.lostVolume(volume); err != nil {
 		return wrap("discard lost volume", volume, err)
 	}
-	err := s.change(ctx, func(_ context.Context, tx *bolt.Tx) error {
+	again := false
+	err := s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
+		if again && doomed.has(tx, volume) {
+			return nil // by the transaction before this one
+		}
+		again = true
+		if err := s.checkLost(ctx, tx, volume); err != nil {
+			return err
+		}
 		return errors.Join(gone.del(tx, volume), doomed.put(tx, volume, ""))
 	})
 	if err != nil {
@@ -212,7 +221,35 @@ func (s *Snapshotter) lostVolume(volume string) (Lost, error) {
 	defer s.mu.Unlock()
 	l, ok := s.lost[volume]
 	if !ok {
-		return Lost{}, fault.New(errdefs.ErrNotFound, "no such volume is lost")
+		return Lost{}, notLost()
 	}
 	return l, nil
+}
+
+func notLost() error { return fault.New(errdefs.ErrNotFound, "no such volume is lost") }
+
+// checkLost returns errdefs.ErrNotFound if a volume is not lost any more, since another Restore or Discard has decided about it. ctx
+// carries the transaction. Until the other has taken the volume off the list, its transaction tells.
+func (s *Snapshotter) checkLost(ctx context.Context, tx *bolt.Tx, volume string) error {
+	if _, err := s.lostVolume(volume); err != nil {
+		return err
+	}
+	decided := doomed.has(tx, volume)
+	err := walkInfo(ctx, func(info snapshots.Info) { decided = decided || info.Labels[VolumeLabel] == volume })
+	if err == nil && decided {
+		err = notLost()
+	}
+	return err
+}
+
+// walkInfo calls see for each snapshot. ctx carries a transaction.
+func walkInfo(ctx context.Context, see func(info snapshots.Info)) error {
+	err := storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
+		see(info)
+		return nil
+	})
+	if errdefs.IsNotFound(err) { // the metadata has never held any
+		return nil
+	}
+	return err
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 )
@@ -87,6 +89,52 @@ func testLostMetadata(t *testing.T, fs filesystem) {
 			require.NoError(t, h.restart(nil))
 			assert.Equal(t, []string{"image", "new"}, h.keys())
 		})
+	}
+}
+
+// TestLostDecidedTwice: somebody decides about a lost volume while another does. The first decision holds, and the other one fails.
+func TestLostDecidedTwice(t *testing.T) {
+	restore := func(key string) func(h *host, volume string) error {
+		return func(h *host, volume string) error { return h.Restore(h.t.Context(), volume, key) }
+	}
+	discard := func(h *host, volume string) error { return h.Discard(h.t.Context(), volume) }
+	for name, c := range map[string]struct {
+		first, second func(h *host, volume string) error
+		keys          []string
+	}{
+		"restored twice":           {restore("first"), restore("second"), []string{"first"}},
+		"restored, then discarded": {restore("first"), discard, []string{"first"}},
+		"discarded, then restored": {discard, restore("second"), []string{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Run("ended", func(t *testing.T) { testLostDecidedTwice(t, c.first, c.second, c.keys, false) })
+			t.Run("still listed", func(t *testing.T) { testLostDecidedTwice(t, c.first, c.second, c.keys, true) })
+		})
+	}
+}
+
+// testLostDecidedTwice has the first decide between two attempts of the second. listed: the first has not come as far as to take the volume
+// off the list.
+func testLostDecidedTwice(t *testing.T, first, second func(h *host, volume string) error, keys []string, listed bool) {
+	h := newHost(t, Options{})
+	h.prepare("lost", "")
+	h.write("lost", "data", []byte("precious"))
+	volume := h.volume("lost")
+	require.NoError(t, h.restart(func(cowcommon.Backend) { require.NoError(t, os.Remove(h.metadata())) }))
+	lost := h.lostVolumes()
+	h.commitTx = func(tx *bolt.Tx) error {
+		h.commitTx = (*bolt.Tx).Commit
+		require.NoError(t, tx.Rollback())
+		require.NoError(t, first(h, volume))
+		if listed {
+			h.lost[volume] = lost[volume]
+		}
+		return unix.EIO
+	}
+	assert.ErrorIs(t, second(h, volume), errdefs.ErrNotFound)
+	assert.Equal(t, keys, h.keys())
+	for _, key := range keys {
+		assert.Equal(t, "precious", h.content(key, "data"))
 	}
 }
 

@@ -110,6 +110,6 @@ func (s *Snapshotter) warnOfMoments(ctx context.Context, volume string) {
 		s.log.Warn("snapshotter: snapshots of a doomed volume cannot be listed", "volume", volume, "error", err)
 	}
 	if len(names) > 0 {
-		s.log.Warn("snapshotter: snapshots of a container go, since a commit that failed had sealed its volume", "volume", volume, "snapshots", names)
+		s.log.Warn("snapshotter: snapshots of a container are removed, since a failed commit had sealed its volume", "volume", volume, "snapshots", names)
 	}
 }

@@ -107,7 +107,7 @@ func TestForksOfSnapshots(t *testing.T) {
 	all := h.names()
 	require.Len(t, all, 6, "the fork that has expired is gone, with its moment: %v", all)
 	assert.Empty(t, h.Lost())
-	assert.NotContains(t, h.log.String(), "left alone")
+	assert.NotContains(t, h.log.String(), "is not the snapshotter's")
 	usage, err := h.Usage(ctx, "ns/1/web")
 	require.NoError(t, err)
 	assert.GreaterOrEqual(t, usage.Size, int64(0))

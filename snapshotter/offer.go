@@ -19,8 +19,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// AdoptLabel is a label of Prepare, with the value Offered: the snapshot is to be a copy of the volume that root has offered
-// for its key. It is not kept.
+// AdoptLabel is a label of Prepare, with the value Offered: the snapshot is to be a copy of the volume that root has
+// offered for its key. The snapshotter does not keep the label.
 const (
 	AdoptLabel = "containerd.io/snapshot/cowshed.dev.adopt"
 	Offered    = "offered"
@@ -54,8 +54,8 @@ type offer struct {
 // errdefs.ErrNotImplemented if the Backend cannot adopt the volume, and can then be repeated without the label. An offer
 // is good for one Prepare within a minute, in this process.
 //
-// The volume is no label of Prepare. containerd passes on no labels but those that authors of pods and images can set too.
-// Such an author must not choose a volume of the host. Only root reaches the socket where offers are made.
+// Prepare has no label that names the volume. Authors of pods and images can set all labels that containerd passes on,
+// and must not choose a volume of the host. Only root reaches the socket where offers are made.
 //
 // Returns errdefs.ErrNotImplemented if the Backend adopts no volumes.
 func (s *Snapshotter) Offer(_ context.Context, namespace, key, source string) error {
@@ -97,7 +97,7 @@ func (s *Snapshotter) takeOffer(key string) (source string, err error) {
 	o, ok := s.offers[of]
 	delete(s.offers, of)
 	if !ok || time.Now().After(o.until) {
-		return "", fault.New(errdefs.ErrNotFound, "no volume is offered for it, or no longer")
+		return "", fault.New(errdefs.ErrNotFound, "no volume is offered for it: the offer may have expired")
 	}
 	return o.source, nil
 }
@@ -115,8 +115,9 @@ func (s *Snapshotter) adopt(ctx context.Context, key string, made record, opts c
 	return adopter.Adopt(ctx, made.volume, made.parentVolume, source, opts)
 }
 
-// CheckOffer returns the error that Prepare of an offered volume would return because of the volume, or of the volume and its
-// parent. It is cowcommon.Adopter.CheckAdopt for the name of the parent in a namespace of containerd, "" for none.
+// CheckOffer returns the error that Prepare of an offered volume would return because of the volume, or of the volume
+// and its parent. parent is the name of the parent in a namespace of containerd, "" for none. See
+// cowcommon.Adopter.CheckAdopt.
 func (s *Snapshotter) CheckOffer(ctx context.Context, namespace, parent, source, planned string) error {
 	return wrap("check the offer of volume", source, s.checkOffer(ctx, offerKey{namespace, parent}, source, planned))
 }
@@ -168,8 +169,9 @@ func (s *Snapshotter) withVolume(ctx context.Context, of offerKey, do func(conte
 	return do(ctx, s.backend, r.volume)
 }
 
-// LimitFilled is SetLimit for a key in a namespace of containerd. A container that was moved here may hold more than its
-// limit, which Update refuses. An Update with the same limit follows, so that containerd knows it.
+// LimitFilled is SetLimit for a key in a namespace of containerd. A container that was moved here may hold more than
+// its limit, and Update refuses such a limit. The caller then calls Update with the same limit, so that containerd
+// knows the limit.
 func (s *Snapshotter) LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error {
 	own, err := s.Key(ctx, namespace, key)
 	if err != nil {
@@ -188,7 +190,7 @@ func (s *Snapshotter) CheckRoom(ctx context.Context, bytes uint64) error {
 	return err
 }
 
-// Offerer is a snapshotter that takes offers: a *Snapshotter, or one around it.
+// Offerer is a snapshotter that takes offers: a *Snapshotter, or a wrapper around it.
 type Offerer interface {
 	Offer(ctx context.Context, namespace, key, source string) error
 	CheckOffer(ctx context.Context, namespace, parent, source, planned string) error
@@ -213,32 +215,32 @@ var offersDesc = grpc.ServiceDesc{
 	ServiceName: offersService,
 	HandlerType: (*Offerer)(nil),
 	Methods: []grpc.MethodDesc{
-		{MethodName: offerMethod, Handler: offersHandler(offerMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		offersMethod(offerMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.Offer(ctx, namespace, r.GetKey(), r.GetLabels()[sourceLabel])
-		})},
-		{MethodName: canMethod, Handler: offersHandler(canMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		}),
+		offersMethod(canMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.CheckOffer(ctx, namespace, r.GetParent(), r.GetLabels()[sourceLabel], r.GetLabels()[plannedLabel])
-		})},
-		{MethodName: settleMethod, Handler: offersHandler(settleMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		}),
+		offersMethod(settleMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.Settle(ctx, namespace, r.GetKey())
-		})},
-		{MethodName: limitMethod, Handler: offersHandler(limitMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		}),
+		offersMethod(limitMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			bytes, err := bytesIn(r)
 			if err != nil {
 				return err
 			}
 			return o.LimitFilled(ctx, namespace, r.GetKey(), bytes)
-		})},
-		{MethodName: checkMethod, Handler: offersHandler(checkMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		}),
+		offersMethod(checkMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.CheckSettle(ctx, namespace, slices.Sorted(maps.Keys(r.GetLabels()))...)
-		})},
-		{MethodName: roomMethod, Handler: offersHandler(roomMethod, func(ctx context.Context, o Offerer, _ string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		}),
+		offersMethod(roomMethod, func(ctx context.Context, o Offerer, _ string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			bytes, err := bytesIn(r)
 			if err != nil {
 				return err
 			}
 			return o.CheckRoom(ctx, bytes)
-		})},
+		}),
 	},
 }
 
@@ -255,27 +257,39 @@ func bytesLabels(bytes uint64) map[string]string {
 	return map[string]string{limitLabel: strconv.FormatUint(bytes, 10)}
 }
 
-// offersHandler makes the handler of a method, which grpc's compiler makes for other services.
-func offersHandler(method string, do func(ctx context.Context, offerer Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error) grpc.MethodHandler {
-	return func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
-		request := new(snapshotsapi.PrepareSnapshotRequest)
+// offersMethod makes a method of the service.
+func offersMethod(method string, do func(ctx context.Context, offerer Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error) grpc.MethodDesc {
+	return methodOf(offersService, method, func(ctx context.Context, offerer Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) (any, error) {
+		return &emptypb.Empty{}, do(ctx, offerer, namespace, r)
+	})
+}
+
+// methodOf makes a method of a service with its handler, which grpc's compiler makes for other services.
+func methodOf[Server, Request any](service, method string, do func(context.Context, Server, string, *Request) (any, error)) grpc.MethodDesc {
+	handler := func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+		request := new(Request)
 		if err := decode(request); err != nil {
 			return nil, err
 		}
 		handle := func(ctx context.Context, request any) (any, error) {
-			r, ok := request.(*snapshotsapi.PrepareSnapshotRequest)
-			offerer, is := server.(Offerer)
+			r, ok := request.(*Request)
+			s, is := server.(Server)
 			if !ok || !is {
 				return nil, errgrpc.ToGRPC(errdefs.ErrInternal)
 			}
 			namespace, _ := namespaces.Namespace(ctx)
-			return &emptypb.Empty{}, errgrpc.ToGRPC(do(ctx, offerer, namespace, r))
+			answer, err := do(ctx, s, namespace, r)
+			if err != nil {
+				return nil, errgrpc.ToGRPC(err)
+			}
+			return answer, nil
 		}
 		if interceptor == nil {
 			return handle(ctx, request)
 		}
-		return interceptor(ctx, request, &grpc.UnaryServerInfo{Server: server, FullMethod: "/" + offersService + "/" + method}, handle)
+		return interceptor(ctx, request, &grpc.UnaryServerInfo{Server: server, FullMethod: "/" + service + "/" + method}, handle)
 	}
+	return grpc.MethodDesc{MethodName: method, Handler: handler}
 }
 
 // OffersClient makes offers to a snapshotter that another process serves, and settles and limits its snapshots.
@@ -297,12 +311,14 @@ func (c OffersClient) Settle(ctx context.Context, namespace, key string) error {
 	return c.call(ctx, settleMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key})
 }
 
-// LimitFilled is Snapshotter.LimitFilled. Returns errdefs.ErrNotImplemented if the server is of a version without it.
+// LimitFilled is Snapshotter.LimitFilled. Returns errdefs.ErrNotImplemented if the server is of a version without
+// LimitFilled.
 func (c OffersClient) LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error {
 	return c.call(ctx, limitMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key, Labels: bytesLabels(bytes)})
 }
 
-// CheckRoom is Snapshotter.CheckRoom. Returns errdefs.ErrNotImplemented if the server is of a version without it, too.
+// CheckRoom is Snapshotter.CheckRoom. Returns errdefs.ErrNotImplemented also if the server is of a version without
+// CheckRoom.
 func (c OffersClient) CheckRoom(ctx context.Context, bytes uint64) error {
 	return c.call(ctx, roomMethod, "", &snapshotsapi.PrepareSnapshotRequest{Labels: bytesLabels(bytes)})
 }

@@ -143,6 +143,6 @@ func (s *Snapshotter) forgetSpoiled(volume string) {
 		return
 	}
 	if err := s.partial.forget(volume); err != nil {
-		s.log.Warn("snapshotter: the mark of a volume that is destroyed is left to the next start", "volume", volume, "error", err)
+		s.log.Warn("snapshotter: the mark of a deleted volume stays until the next start", "volume", volume, "error", err)
 	}
 }

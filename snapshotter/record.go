@@ -16,8 +16,8 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// VolumeLabel is the label that names the volume of a snapshot, in metadata.db only: clients neither see nor
-// set it. A view of a committed snapshot has none, since it is its parent's volume that it shows.
+// VolumeLabel is the label that names the volume of a snapshot, in metadata.db only: clients neither see nor set it. A
+// view of a committed snapshot has no such label, since it shows the volume of its parent.
 const VolumeLabel = "cowshed/volume"
 
 // Volume names begin with the purpose of the volume.
@@ -42,8 +42,8 @@ func IsVolumeName(name string) bool {
 	return ok && len(random) == randomLength && strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
 }
 
-// KeyOfVolume is the key in a volume's name: that with which the snapshot was prepared, or the name to which one was
-// committed that was in use. Otherwise the key is cut off, or not known.
+// KeyOfVolume returns the key in a volume's name. It is the key with which a snapshot was prepared, or the name to
+// which a snapshot in use was committed. If whole is false, the key is cut off or not known.
 func KeyOfVolume(volume string) (key string, whole bool) {
 	_, encoded, ok := strings.Cut(volume, ".")
 	if !ok {

@@ -88,7 +88,7 @@ func (s *Snapshotter) takeInventory(ctx context.Context) (*inventory, error) {
 		if _, owned := known.owners[v.Name]; owned || IsVolumeName(v.Name) {
 			known.volumes[v.Name] = v
 		} else if !isOfLive(v) {
-			s.log.Warn("snapshotter: volume is not one of the snapshotter's, and is left alone", "volume", v.Name)
+			s.log.Warn("snapshotter: a volume is not the snapshotter's, and is kept", "volume", v.Name)
 		}
 	}
 	return known, s.findUnfinished(ctx, known)
@@ -271,7 +271,7 @@ func (s *Snapshotter) removeLost(ctx context.Context, known *inventory) error {
 			}
 		}
 		for key, info := range left {
-			s.log.Error("snapshotter: volume is gone of a snapshot that others were made from", "key", key, "volume", info.Labels[VolumeLabel])
+			s.log.Error("snapshotter: the volume is gone of a snapshot from which other snapshots were made", "key", key, "volume", info.Labels[VolumeLabel])
 		}
 		return nil
 	})

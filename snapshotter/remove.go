@@ -133,9 +133,9 @@ func (s *Snapshotter) isBusyWith(volume string) bool {
 	return ok
 }
 
-// Cleanup destroys the volumes of removed snapshots. A volume that is still in use, mounted for example, is no error:
-// it is left for the next Cleanup, see RetryCleanup. Cleanup also removes the snapshots of volumes that are gone, and
-// forks that have expired: see Options.Layers.
+// Cleanup destroys the volumes of removed snapshots. A volume that is still in use, such as a mounted one, is no error:
+// a later Cleanup destroys it, see RetryCleanup. Cleanup also removes the snapshots of volumes that are gone, and forks
+// that have expired: see Options.Layers.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	select {
 	case s.cleaning <- struct{}{}: // another may be destroying volumes of which the caller expects that they are gone

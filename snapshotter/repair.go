@@ -35,10 +35,10 @@ type Repaired struct {
 // Repair puts damaged metadata aside, in the directory root. It makes new metadata from the readable parts and from
 // the volumes of the backend, which it does not change. It returns nil if nothing is damaged.
 //
-// Of opts it uses Layers and Logger. A volume's name has the key that it was prepared with, and the filesystem knows its parent. A writable volume with
-// its whole key becomes an active snapshot again, without labels. The volumes that it was cloned from become
-// committed snapshots. Their names are not known, so they get others. All other volumes are Lost when New is called
-// next.
+// Of opts it uses Layers and Logger. A volume's name has the key that it was prepared with, and the filesystem knows
+// its parent. A writable volume with its whole key becomes an active snapshot again, without labels. The volumes that
+// it was cloned from become committed snapshots. Their names are not known, so they get others. All other volumes are
+// Lost when New is called next.
 //
 // Returns errdefs.ErrUnavailable if another process has the snapshotter open.
 func Repair(ctx context.Context, root string, backend cowcommon.Backend, opts Options) (_ *Repaired, err error) {

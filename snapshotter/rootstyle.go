@@ -14,7 +14,7 @@ import (
 
 // Labels that name the root style of an active snapshot.
 const (
-	// RootStyleLabel is for clients of the snapshotter itself. containerd keeps it to itself.
+	// RootStyleLabel is for clients of the snapshotter itself. containerd does not pass it on.
 	RootStyleLabel = "cowshed/root-style"
 	// InheritedRootStyleLabel is the same for clients of containerd, which passes it on.
 	InheritedRootStyleLabel = "containerd.io/snapshot/cowshed.dev.root-style"

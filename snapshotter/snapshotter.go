@@ -110,6 +110,8 @@ type Snapshotter struct {
 	log  *slog.Logger
 	ctx  context.Context // of Close, which does not end with any request
 
+	background *background
+
 	beingMade inuse.Table[struct{}] // keys of snapshots that are written down, and are made or undone
 	filling   inuse.Table[struct{}] // volumes that layers are applied to, or that are committed
 
@@ -166,6 +168,9 @@ func newSnapshotter(ctx context.Context, root string, backend cowcommon.Backend,
 		root: root, backend: backend, opts: opts, log: opts.Logger, ctx: context.WithoutCancel(ctx),
 		reserve:  spaceReserve{path: filepath.Join(root, reserveName)},
 		commitTx: (*bolt.Tx).Commit,
+
+		background: newBackground(),
+
 		reasons:  make(map[string]string),
 		cleaning: make(chan struct{}, 1),
 		wake:     make(chan struct{}, 1),
@@ -220,6 +225,7 @@ func withLockTimeout(o *bolt.Options) error {
 // destroyed stay until the next New. Closing twice does nothing.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
+		s.background.end()
 		if err := s.forgetStale(); err != nil {
 			s.log.Warn("snapshotter: metadata could not be written", "error", err)
 		}

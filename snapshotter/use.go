@@ -25,8 +25,8 @@ const (
 func Uses() []Use { return []Use{UseContainer, UseBuild, UseUnpack} }
 
 // UseOf derives the use of an active snapshot from its key. There is no other source: containerd passes on its
-// namespace, which is part of the key, and labels that begin with "containerd.io/snapshot". BuildKit sets none of
-// these, and those of a sandbox are the annotations of its pod, whose author may be hostile.
+// namespace, which is part of the key, and labels that begin with "containerd.io/snapshot". BuildKit sets no such
+// label. The labels of a sandbox are the annotations of its pod, whose author may be hostile.
 //
 // Layers have keys that no container can have as its id, because of a space, a colon, or their length. A build's key
 // can be an id, and is the id of a container only if somebody with containerd's socket chose it: CRI, Docker and

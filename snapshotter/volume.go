@@ -22,12 +22,12 @@ func (s *Snapshotter) VolumeOf(ctx context.Context, namespace, key string) (stri
 	}
 	r, err := s.read(ctx, own)
 	if err == nil && r.info.Kind == snapshots.KindView {
-		err = fault.New(errdefs.ErrFailedPrecondition, "it is a view, which has no volume of its own: name its parent")
+		err = fault.New(errdefs.ErrFailedPrecondition, "it is a view, and a view has no volume of its own: name its parent")
 	}
 	return r.volume, wrap("find the volume of snapshot", key, err)
 }
 
-// Finder is a snapshotter that tells the volumes of snapshots: a *Snapshotter, or one around it.
+// Finder is a snapshotter that tells the volumes of snapshots: a *Snapshotter, or a wrapper around it.
 type Finder interface {
 	VolumeOf(ctx context.Context, namespace, key string) (string, error)
 }
@@ -41,37 +41,18 @@ const (
 var volumesDesc = grpc.ServiceDesc{
 	ServiceName: volumesService,
 	HandlerType: (*Finder)(nil),
-	Methods:     []grpc.MethodDesc{{MethodName: volumeOfMethod, Handler: handleVolumeOf}},
-}
-
-// handleVolumeOf is the handler of the method, which grpc's compiler makes for other services.
-var handleVolumeOf grpc.MethodHandler = func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
-	request := new(snapshotsapi.StatSnapshotRequest)
-	if err := decode(request); err != nil {
-		return nil, err
-	}
-	handle := func(ctx context.Context, _ any) (any, error) {
-		finder, is := server.(Finder)
-		if !is {
-			return nil, errgrpc.ToGRPC(errdefs.ErrInternal)
-		}
-		namespace, _ := namespaces.Namespace(ctx)
-		volume, err := finder.VolumeOf(ctx, namespace, request.GetKey())
-		if err != nil {
-			return nil, errgrpc.ToGRPC(err)
-		}
-		return &snapshotsapi.StatSnapshotResponse{Info: &snapshotsapi.Info{Name: volume}}, nil
-	}
-	if interceptor == nil {
-		return handle(ctx, request)
-	}
-	return interceptor(ctx, request, &grpc.UnaryServerInfo{Server: server, FullMethod: "/" + volumesService + "/" + volumeOfMethod}, handle)
+	Methods: []grpc.MethodDesc{
+		methodOf(volumesService, volumeOfMethod, func(ctx context.Context, finder Finder, namespace string, r *snapshotsapi.StatSnapshotRequest) (any, error) {
+			volume, err := finder.VolumeOf(ctx, namespace, r.GetKey())
+			return &snapshotsapi.StatSnapshotResponse{Info: &snapshotsapi.Info{Name: volume}}, err
+		}),
+	},
 }
 
 // VolumesClient asks a snapshotter that another process serves for the volumes of snapshots.
 type VolumesClient struct{ Conn grpc.ClientConnInterface }
 
-// VolumeOf is Snapshotter.VolumeOf. Returns errdefs.ErrNotImplemented if the server is of a version without it.
+// VolumeOf is Snapshotter.VolumeOf. Returns errdefs.ErrNotImplemented if the server is of a version without VolumeOf.
 func (c VolumesClient) VolumeOf(ctx context.Context, namespace, key string) (string, error) {
 	answer := new(snapshotsapi.StatSnapshotResponse)
 	ctx = namespaces.WithNamespace(ctx, namespace)

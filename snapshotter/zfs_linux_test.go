@@ -1,17 +1,16 @@
 package snapshotter
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
@@ -80,43 +79,16 @@ func TestSnapshotterSuiteZFS(t *testing.T) {
 	t.Run("shared", func(t *testing.T) { runSuite(t, onZFS, byProxy, Options{RootStyle: cowcommon.SharedRoot}) })
 }
 
-// TestFullZFS: where the quota of the dataset that holds all is reached, snapshots can be removed, which makes room.
+// TestFullZFS is TestFullFilesystem where a pool is full, and where the quota of the dataset that holds all is reached.
 func TestFullZFS(t *testing.T) {
 	testfs.Zpool(t)
-	var dataset string
-	h := newHostOn(t, func(t *testing.T) (string, openFunc) {
-		mnt, open := onZFS(t)
-		out, err := exec.Command("zfs", "list", "-Ho", "name", mnt).CombinedOutput()
-		require.NoError(t, err, "%s", out)
-		dataset = strings.TrimSpace(string(out))
-		return mnt, open
-	}, Options{})
-	h.image("image")
-	h.prepare("small", "image")
-	h.prepare("large", "image")
-	h.in("large", func(dir string) { require.NoError(t, fill(filepath.Join(dir, "large"), 8*mib)) })
-	out, err := exec.Command("zfs", "set", "quota=64M", dataset).CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	testfs.Fill(t, h.mnt, testfs.Data, 100)
-
-	if _, err := h.Prepare(t.Context(), "new", "image"); err == nil {
-		require.NoError(t, h.Remove(t.Context(), "new"))
-	} else {
-		require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
-		require.ErrorIs(t, err, unix.ENOSPC)
-		assert.NotErrorIs(t, err, unix.EDQUOT, "it is no limit of a snapshot")
-		assert.NotContains(t, h.keys(), "new")
+	for name, by := range testfs.Bounds() {
+		for _, level := range fillLevels() {
+			t.Run(fmt.Sprintf("%s, %d", name, level), func(t *testing.T) {
+				testFull(t, onSmallZFS(64*mib, by), fullTest{level: level, many: 6, reserve: true})
+			})
+		}
 	}
-	require.NoError(t, h.restart(nil))
-	require.NoError(t, h.Remove(t.Context(), "large"))
-	require.NoError(t, h.Remove(t.Context(), "small"))
-	require.NoError(t, h.Cleanup(t.Context()))
-	require.NoError(t, os.RemoveAll(filepath.Join(h.mnt, "filler")))
-	require.Eventually(t, func() bool {
-		_, err := h.Prepare(t.Context(), "again", "image")
-		return err == nil
-	}, testfs.Patience, time.Second)
-	assert.Empty(t, h.Lost())
 }
 
 // TestOfferZFS adopts a dataset of another program, which is then settled and destroyed.

@@ -493,6 +493,37 @@ func TestSettleLimitSurvives(t *testing.T) {
 	}
 }
 
+// setCounter is a kernel that counts changes of properties.
+type setCounter struct {
+	kernel
+	sets int
+}
+
+func (k *setCounter) Set(name string, values zfsctl.Values) error {
+	k.sets++
+	return k.kernel.Set(name, values)
+}
+
+// TestSettleInterrupted: each step of Settle whose call has happened, and was interrupted, has happened. Settle repeats no step.
+func TestSettleInterrupted(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	whole := b.zfs.kernel
+	for _, command := range []string{"set", "destroy later", "promote"} {
+		require.NoError(t, b.Adopt(ctx, "a", "", f.Source("1"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 16 << 20}}))
+		counts := &setCounter{kernel: whole}
+		faults := &faultyKernel{kernel: counts}
+		hit := faults.arm(command, "interrupted-after")
+		b.zfs.kernel = faults
+		require.NoError(t, b.Settle(ctx, "a"), command)
+		b.zfs.kernel = whole
+		testfs.Receive(t, hit)
+		assert.Equal(t, 4, counts.sets, "%s: the limit is recorded, lifted, set and forgotten", command)
+		require.NoError(t, b.Remove(ctx, "a"))
+	}
+}
+
 // meddled is a kernel in which another process does something before a change of properties, each time once.
 type meddled struct {
 	kernel
@@ -642,7 +673,7 @@ func TestSettleNot(t *testing.T) {
 
 // TestAdoptFullPool: without space nothing is adopted or settled, and all is as before. Removing works.
 func TestAdoptFullPool(t *testing.T) {
-	pool, _ := ownPoolOf(t, 96<<20, 256<<20)
+	pool, _ := testfs.OwnZpool(t, 96<<20, 256<<20)
 	b, err := Open(t.Context(), t.TempDir()+"/home", pool, Options{})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, b.Close()) }()

@@ -98,7 +98,7 @@ func whyNotHere(root string, d zfsctl.Dataset) error {
 	if d.Name != root && !describe(strings.TrimPrefix(d.Name, root+"/"), d).marked {
 		return fault.New(errdefs.ErrNotImplemented, "another program has made it in %s, where the layers are", root)
 	}
-	return fault.New(errdefs.ErrInvalidArgument, "it is a layer here: clone that")
+	return fault.New(errdefs.ErrInvalidArgument, "it is a layer of this home: clone the layer")
 }
 
 // isBelow reports whether a Backend on root keeps a volume in a dataset, or a removed one.

@@ -75,9 +75,9 @@ func Open(ctx context.Context, home, root string, opts Options) (*Backend, error
 	return openHome(ctx, home, root, opts, false)
 }
 
-// OpenReadOnly opens the dataset root for reading alone, and why says for which reason: the pool is read-only, for
-// example. It neither cleans up nor writes in the pool. Methods that would change something return
-// cowcommon.ErrReadOnly. The home, which may be in the pool, is not used: mount points and locks are below RunDir.
+// OpenReadOnly opens the dataset root for reading alone, for the reason that why gives, such as a read-only pool. It
+// neither cleans up nor writes in the pool. Methods that would change something return cowcommon.ErrReadOnly. The home,
+// which may be in the pool, is not used: mount points and locks are below RunDir.
 //
 // A view of an unsealed volume is its dataset itself, mounted read-only. OpenZFS allows this mount unless the dataset
 // is mounted writable.
@@ -249,7 +249,7 @@ func (b *Backend) leaves(ctx context.Context, name string) ([]string, error) {
 }
 
 func (b *Backend) warnLeft(what string, err error) {
-	b.log.Warn("zfs: left over, and cannot be cleaned up", "what", what, "error", err)
+	b.log.Warn("zfs: remains of a crash cannot be cleaned up, and stay", "what", what, "error", err)
 }
 
 // discardStaged destroys a dataset in staging that was left.
@@ -296,11 +296,12 @@ func (b *Backend) unmountLeft(ctx context.Context, warn func(what string, err er
 // Close closes the open views, unmounts datasets that are mounted and not busy, and releases every descriptor. Volumes
 // stay. A second Close does nothing.
 //
-// Close does not wait for a call that was left to itself. The home and the volumes of this call stay locked, as when a
-// process is killed. The locks and all descriptors are released when the call has ended and its outcome is settled. If other
-// Backends could not be told of a change yet, the home stays open until they have been told.
+// Close does not wait for a call of the kernel for which nobody waits any more. The home and the volumes of this call
+// stay locked, as when a process is killed. The locks and all descriptors are released when the call has ended and its
+// outcome is settled. If other Backends could not be told of a change yet, the home stays open until they have been
+// told.
 //
-// Close takes a minute at most, and some seconds. Returns errdefs.ErrUnavailable if the pool is suspended, or does not
+// Close takes at most a minute and some seconds. Returns errdefs.ErrUnavailable if the pool is suspended, or does not
 // answer in that time: then mounts and snapshots of views are left over for the next Open, as after a crash.
 func (b *Backend) Close() error { return b.closeOnce() }
 
@@ -324,7 +325,7 @@ func (b *Backend) close() error {
 // leaveLater leaves the home when the last activity in the background has ended, and at once if there is none.
 func (b *Backend) leaveLater() error {
 	return b.pending.close(b.leave, func(err error) {
-		b.log.Warn("zfs: after the last call that was left to itself", "home", b.home, "error", err)
+		b.log.Warn("zfs: leaving the home after the last background call failed", "home", b.home, "error", err)
 	})
 }
 

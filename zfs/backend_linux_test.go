@@ -26,7 +26,6 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
-	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -556,25 +555,7 @@ func TestStatus(t *testing.T) {
 // outgrow its space.
 func ownPool(t *testing.T, size int) (pool, dir string) {
 	t.Helper()
-	return ownPoolOf(t, 256<<20, size)
-}
-
-func ownPoolOf(t *testing.T, poolSize int64, size int) (pool, dir string) {
-	t.Helper()
-	testfs.Zpool(t) // skips without ZFS
-	dir = t.TempDir()
-	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)))
-	t.Cleanup(func() { assert.NoError(t, unix.Unmount(dir, 0)) })
-	image := filepath.Join(dir, "pool")
-	require.NoError(t, os.WriteFile(image, nil, 0o600))
-	require.NoError(t, os.Truncate(image, poolSize))
-	pool = "cowshed" + staging.Name("")
-	run(t, "zpool", "create", "-f", "-o", "cachefile=none", "-O", "compression=off", "-m", "none", pool, image)
-	t.Cleanup(func() {
-		// The kernel may still be about to forget the last dataset that was open.
-		assert.Eventually(t, func() bool { return exec.Command("zpool", "destroy", "-f", pool).Run() == nil }, testfs.Patience, 100*time.Millisecond)
-	})
-	return pool, dir
+	return testfs.OwnZpool(t, 256<<20, int64(size))
 }
 
 func run(t *testing.T, command string, args ...string) {

@@ -170,9 +170,9 @@ func (c *control) change(ctx context.Context, op string, call func(kernel) error
 // run makes a call. Returns a *lostError if the call does not end. After any other error the call has failed, or has not
 // begun.
 //
-// A call waits in the kernel while its pool is suspended or another is being imported, and nothing can end it there. If the
-// pool is suspended, the call is left to itself. So is a call that does not end although ctx has ended. When this process is killed, its calls come to their end, and until
-// then the kernel keeps its files open and locked.
+// A call waits in the kernel while its pool is suspended or another is being imported, and nothing can end it there. If
+// the pool is suspended, the call is left to itself. So is a call that does not end although ctx has ended. When this
+// process is killed, its calls come to their end, and until then the kernel keeps its files open and locked.
 func (c *control) run(ctx context.Context, op string, patience time.Duration, call func(kernel) error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

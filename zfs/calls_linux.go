@@ -29,9 +29,9 @@ func (c *calls) begin() (end func(), err error) {
 	defer c.mu.Unlock()
 	switch {
 	case c.left >= maxLeft:
-		return nil, fault.New(errdefs.ErrUnavailable, "%d calls of the kernel have not ended although nobody waits for them: see \"zpool status\" and the kernel's log, and try again later", c.left)
+		return nil, fault.New(errdefs.ErrUnavailable, "%d abandoned calls of the kernel have not ended: see \"zpool status\" and the kernel's log, and try again later", c.left)
 	case c.count >= maxCalls:
-		return nil, fault.New(errdefs.ErrUnavailable, "%d calls of the kernel are under way, which is the most: try again later", c.count)
+		return nil, fault.New(errdefs.ErrUnavailable, "%d calls of the kernel are under way, and no more are allowed: try again later", c.count)
 	}
 	c.count++
 	return func() {

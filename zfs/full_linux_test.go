@@ -39,7 +39,7 @@ func TestFull(t *testing.T) {
 		"quota": {"-o", "quota=16M"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			pool, _ := ownPoolOf(t, 96<<20, 128<<20)
+			pool, _ := testfs.OwnZpool(t, 96<<20, 128<<20)
 			mountpoint := t.TempDir() + "/root"
 			root := pool + "/root"
 			zfs(t, append(append([]string{"create", "-o", "mountpoint=" + mountpoint}, properties...), root)...)

@@ -11,12 +11,12 @@ import (
 )
 
 // Hints asks the kernel which inodes may differ between two snapshots, as zfs diff does, and finds their names in the
-// directories of both. For two snapshots of which neither has come from the other, it asks how each differs from the latest
-// snapshot from which both have come. Without such a snapshot ZFS has no answer.
+// directories of both. If neither snapshot has come from the other, it asks how each differs from the latest snapshot
+// from which both have come. If there is no such snapshot, ZFS has no answer.
 //
-// zfs diff itself is not used. It takes names from a record of the directory in which an inode was last linked, and so
-// misses files that have lost that link. It also makes the kernel build paths in a buffer. Up to OpenZFS 2.3.2 at
-// least, a path of some 8 KiB overruns this buffer, and anybody in a container can make such a path.
+// zfs diff itself is not used. It takes an inode's name from a record of the directory of its last link. So it misses
+// files that have lost this link. It also makes the kernel build paths in a buffer. Up to OpenZFS 2.3.2 at least, a
+// path of some 8 KiB overruns this buffer, and anybody in a container can make such a path.
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
 	if err != nil {

@@ -338,7 +338,7 @@ func (x *index) tellAll(ctx context.Context, alone func() (bool, error)) error {
 }
 
 func (x *index) warnUntold(err error) {
-	x.log.Warn("zfs: other processes that have the home open cannot be told of a change yet", "error", err)
+	x.log.Warn("zfs: a change cannot be announced yet to the other processes that have the home open", "error", err)
 }
 
 func (x *index) set(name string, d dataset) {

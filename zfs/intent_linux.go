@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/syncdir"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
@@ -31,7 +32,7 @@ func (b *Backend) intend(ctx context.Context, name, origin string) error {
 	err := b.record(ctx, name, origin)
 	if errors.Is(err, fs.ErrExist) && !isLost(err) {
 		if _, err := b.endIntent(ctx, name); err != nil {
-			return fmt.Errorf("end what was left of it: %w", err)
+			return fmt.Errorf("end the interrupted creation: %w", err)
 		}
 		err = b.record(ctx, name, origin)
 	}
@@ -42,7 +43,7 @@ func (b *Backend) record(ctx context.Context, name, origin string) error {
 	path := filepath.Join(b.intents, name)
 	return b.change(ctx, step{
 		op:       "record",
-		do:       func(kernel) error { return ofHome(writeIntent(path, origin)) },
+		do:       func(kernel) error { return fault.OfOwnFile(writeIntent(path, origin)) },
 		happened: isPresent(path),
 		undo:     func(context.Context) error { return removeIntent(path) },
 	})

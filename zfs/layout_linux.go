@@ -19,7 +19,8 @@ const (
 	claimsName  = "claims"
 )
 
-// RunDir has the mount points and locks of homes that are opened for reading alone. They go when the machine stops.
+// RunDir has the mount points and locks of homes that are opened for reading alone. They are gone when the machine
+// stops.
 const RunDir = "/run/cowshed/read-only"
 
 // runHome is the directory below RunDir that stands for a home.

@@ -3,7 +3,6 @@ package zfs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 
@@ -96,7 +95,10 @@ func (l layout) tryLockView(name string) (_ *os.File, ok bool, err error) {
 		if err == nil && !free {
 			return nil, false, f.Close()
 		}
-		current, err := isCurrent(f, err)
+		current := false
+		if err == nil {
+			current, err = flock.IsAt(f, f.Name())
+		}
 		if current {
 			return f, true, nil
 		}
@@ -136,21 +138,4 @@ func (b *Backend) unlockView(ctx context.Context, f *os.File, gone bool) (err er
 // files lists a directory of the home, which may be in the pool.
 func (b *Backend) files(ctx context.Context, dir string) ([]os.DirEntry, error) {
 	return read(ctx, b.zfs, "list", func(kernel) ([]os.DirEntry, error) { return os.ReadDir(dir) })
-}
-
-// isCurrent reports whether f is still the file of its name. f was just locked, unless err says that this failed. The
-// last holder of the lock may have deleted the file.
-func isCurrent(f *os.File, err error) (bool, error) {
-	if err != nil {
-		return false, fmt.Errorf("lock %s: %w", f.Name(), err)
-	}
-	var own, named unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &own); err != nil {
-		return false, err
-	}
-	err = unix.Lstat(f.Name(), &named)
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
-	return err == nil && own.Ino == named.Ino && own.Dev == named.Dev, err
 }

@@ -86,7 +86,7 @@ func (b *Backend) settleLater(ctx context.Context, lost *lostError, s step) {
 	go func() {
 		<-lost.ended
 		happened, err := b.settle(ctx, s)
-		b.log.Warn("zfs: a call that was left to itself has ended", "call", s.op, "happened", happened, "error", err)
+		b.log.Warn("zfs: an abandoned call of the kernel has ended", "call", s.op, "happened", happened, "error", err)
 		_ = b.after(err, func() error { // the undo may be left to itself too
 			b.volumes.doubtWhile(false)
 			b.follow(lost.next, done)

@@ -191,7 +191,7 @@ func (c *control) input(ctx context.Context, in io.Reader, call func(k kernel, f
 	case (err != nil || more == 0) && ctx.Err() != nil:
 		err = context.Cause(ctx)
 	case more > 0:
-		return &zfsctl.StreamError{Fault: zfsctl.Compound, Err: errors.New("it goes on after its end")}
+		return &zfsctl.StreamError{Fault: zfsctl.Compound, Err: errors.New("it has data after its end")}
 	}
 	select {
 	case readErr := <-failed:

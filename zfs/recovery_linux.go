@@ -46,7 +46,7 @@ func (b *Backend) recoverLater() {
 	b.recovery = recovery{stop: cancel, ended: make(chan struct{})}
 	done := b.pending.begin()
 	log := b.log.With("home", b.home)
-	log.Info("zfs: another process has the home open, or was killed and its last call has not ended; what a crash has left is cleaned up later")
+	log.Info("zfs: another process has the home open, or was killed and its last call has not ended; remains of a crash are cleaned up later")
 	go func() {
 		defer close(b.recovery.ended)
 		defer done()
@@ -60,9 +60,9 @@ func (b *Backend) recoverLater() {
 		switch {
 		case ctx.Err() != nil: // by Close
 		case err != nil:
-			log.Warn("zfs: what a crash has left is not cleaned up before the home is next opened", "error", err)
+			log.Warn("zfs: remains of a crash cannot be cleaned up, and stay until the home is next opened", "error", err)
 		default:
-			log.Info("zfs: what a crash may have left is cleaned up")
+			log.Info("zfs: cleaned up possible remains of a crash")
 		}
 	}()
 }

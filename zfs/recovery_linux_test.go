@@ -84,7 +84,7 @@ func TestRecoveryBesideKilled(t *testing.T) {
 	}
 
 	require.NoError(t, killed.closeFiles())
-	require.Eventually(t, func() bool { return strings.Contains(log.String(), "is cleaned up\"") }, testfs.Patience, 100*time.Millisecond, &log)
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "cleaned up possible remains") }, testfs.Patience, 100*time.Millisecond, &log)
 	after := list()
 	for _, gone := range []string{"before", "after"} {
 		assert.NotContains(t, after, gone)

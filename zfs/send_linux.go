@@ -43,7 +43,7 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		err = fault.New(errdefs.ErrNotFound, "a snapshot to be sent is gone: %w", err)
 	}
 	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ENODEV) {
-		err = fault.New(errdefs.ErrFailedPrecondition, "it was not made from the volume that the stream is to build on: %w", err)
+		err = fault.New(errdefs.ErrFailedPrecondition, "it was not made from the volume on which the stream is to build: %w", err)
 	}
 	return fault.Wrap("send volume", topView.volume, err)
 }
@@ -79,7 +79,8 @@ func (b *Backend) identify(ctx context.Context, v *view) (cowcommon.Identity, er
 
 // Receive makes a volume from the stream of a zfs send of one snapshot, and seals it. An incremental stream needs the
 // sealed volume that it builds on. The kernel checks that source is this volume. Errors name the fault of a stream:
-//   - errdefs.ErrInvalidArgument if the stream holds something else, is cut off or damaged, or builds on a volume and source is "", or the other way round
+//   - errdefs.ErrInvalidArgument if the stream holds something else, is cut off or damaged
+//   - errdefs.ErrInvalidArgument if the stream is incremental and source is "", or is full and source is a name
 //   - errdefs.ErrFailedPrecondition if the stream builds on another volume than source
 //   - errdefs.ErrNotImplemented if the stream needs a feature that the pool or the kernel module lacks, or was resumed
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {

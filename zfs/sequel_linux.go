@@ -65,7 +65,7 @@ func (b *Backend) follow(s *sequel, done func()) {
 		}
 		err := f()
 		if err != nil {
-			b.log.Warn("zfs: after a call that was left to itself", "call", s.op, "error", err)
+			b.log.Warn("zfs: a step after an abandoned call of the kernel failed", "call", s.op, "error", err)
 		}
 		if isLeft(err) {
 			_ = b.after(err, func() error { b.follow(s, done); return nil })

@@ -121,9 +121,13 @@ func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) (err error)
 	// Then its last clone, which is the foreign dataset, takes it along.
 	if strings.HasPrefix(snapshotName(clone.Origin), clonePrefix) {
 		if err := b.act(ctx, step{
-			op:       "destroy",
-			do:       func(k kernel) error { return k.DestroySnapshotLater(clone.Origin) },
-			happened: func(context.Context) (bool, error) { return false, nil }, // if it has, repeating it is harmless
+			op: "destroy",
+			do: func(k kernel) error { return k.DestroySnapshotLater(clone.Origin) },
+			happened: func(ctx context.Context) (bool, error) {
+				d, err := b.stats(ctx, clone.Origin)
+				goes, _ := d.Properties.Number("defer_destroy")
+				return err == nil && goes != 0, err
+			},
 		}); err != nil {
 			return err
 		}
@@ -227,11 +231,30 @@ func snapshotName(snapshot string) string {
 
 func (b *Backend) setValues(ctx context.Context, dataset string, values zfsctl.Values) error {
 	s := step{
-		op:       "set",
-		do:       func(k kernel) error { return k.Set(dataset, values) },
-		happened: func(context.Context) (bool, error) { return false, nil }, // if it has, repeating it is harmless
+		op: "set",
+		do: func(k kernel) error { return k.Set(dataset, values) },
+		happened: func(ctx context.Context) (bool, error) {
+			d, err := b.stats(ctx, dataset)
+			return err == nil && hasValues(d, values), err
+		},
 	}
 	return b.actToEnd(ctx, s)
+}
+
+// hasValues reports whether a dataset has these values. Properties that it lacks are zero.
+func hasValues(d zfsctl.Dataset, values zfsctl.Values) bool {
+	for name, want := range values {
+		var has any
+		if _, isText := want.(string); isText {
+			has, _ = d.Properties.Text(name)
+		} else {
+			has, _ = d.Properties.Number(name)
+		}
+		if has != want {
+			return false
+		}
+	}
+	return true
 }
 
 // restoreQuota gives a dataset the quota that it had before it was promoted. If it holds more now, it gets that much, and

@@ -36,7 +36,8 @@ func (r *room) move(clone string, snapshots []zfsctl.Dataset) {
 	}
 }
 
-// check looks at each dataset after those below it. It returns unix.EDQUOT if a quota leaves too little, and unix.ENOSPC if the pool does, because of a reservation.
+// check looks at each dataset after those below it. It returns unix.EDQUOT if a quota leaves too little, and
+// unix.ENOSPC if the pool does, because of a reservation.
 func (r *room) check(k kernel) error {
 	added := maps.Clone(r.added)
 	for level := deepest(added); level >= 0; level-- {

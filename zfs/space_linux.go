@@ -38,14 +38,6 @@ func (b *Backend) explainSpace(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", reason, err)
 }
 
-// ofHome gives the error of a file of the home its kind. A quota that it has reached is one above all volumes: see explainSpace.
-func ofHome(err error) error {
-	if !errors.Is(err, unix.EDQUOT) {
-		return err
-	}
-	return fmt.Errorf("a quota of the filesystem of the home is reached: %w (%s)", unix.ENOSPC, err.Error())
-}
-
 // lackOfSpace says where space is certainly lacking for a new dataset or snapshot, whatever limits volumes have. It
 // returns nil if there is enough.
 func (b *Backend) lackOfSpace(ctx context.Context) error {
@@ -60,7 +52,8 @@ func (b *Backend) lackOfSpace(ctx context.Context) error {
 	return nil
 }
 
-// Free implements cowcommon.Spacer: it is the space that the dataset above those of the volumes has, under all quotas.
+// Free implements cowcommon.Spacer: it is the space that the parent dataset of the volumes' datasets has, under all
+// quotas.
 func (b *Backend) Free(ctx context.Context) (uint64, error) { return b.zfs.free(ctx, b.root) }
 
 // freeInto is Free for a home that is not there yet. fsname is the option that names the dataset.
@@ -80,7 +73,7 @@ func (c *control) free(ctx context.Context, dataset string) (uint64, error) {
 	}
 	available, ok := d.Properties.Number("available")
 	if !ok {
-		return 0, fault.Wrap("measure space of dataset", dataset, fault.New(errdefs.ErrInternal, "the kernel does not say what is available"))
+		return 0, fault.Wrap("measure space of dataset", dataset, fault.New(errdefs.ErrInternal, "the kernel does not say how much space is available"))
 	}
 	return available, nil
 }

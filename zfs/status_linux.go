@@ -9,7 +9,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 )
 
-// Place implements cowcommon.Placer: it is the dataset above those of the volumes.
+// Place implements cowcommon.Placer: it is the parent dataset of the volumes' datasets.
 func (b *Backend) Place() string { return b.root }
 
 // Status describes the pool and the dataset that holds the volumes, as they are now, under the names that moby's driver

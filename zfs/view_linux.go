@@ -239,7 +239,7 @@ func (b *Backend) endSnapshot(ctx context.Context, m *mountedSnapshot, err error
 	if isRefused(err) {
 		// Files of it that are still open keep it busy. Its lock file stays, so that the snapshot goes later: with the
 		// volume, or when the home is next opened.
-		b.log.Debug("zfs: the snapshot of a view cannot go yet", "snapshot", m.name, "error", err)
+		b.log.Debug("zfs: the snapshot of a view cannot be destroyed yet", "snapshot", m.name, "error", err)
 		return nil
 	}
 	return err

@@ -308,7 +308,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	}
 	for _, snapshot := range dead.snapshots {
 		if err := b.discard(ctx, snapshot); err != nil {
-			return fmt.Errorf("view that was left: %w", err)
+			return fmt.Errorf("destroy the snapshot of a dead view: %w", err)
 		}
 	}
 	if err := b.forgetViews(ctx, dead); err != nil {
@@ -478,7 +478,7 @@ func (b *Backend) stats(ctx context.Context, dataset string) (zfsctl.Dataset, er
 }
 
 // SetLimit replaces a volume's limit. Returns errdefs.ErrFailedPrecondition if the volume already has more data than
-// that, which ZFS does not allow.
+// the limit, which ZFS does not allow.
 func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
 	return fault.Wrap("limit volume", name, b.setLimit(ctx, name, limit))
 }

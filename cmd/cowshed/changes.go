@@ -58,7 +58,7 @@ each line ends in a zero byte instead.`,
 				return err
 			}
 			if f.json && f.zero {
-				return usagef("--json and --null do not go together")
+				return usagef("--json and --null exclude each other: give only one")
 			}
 			return a.withLayers(cmd, args, func(s *store) error { return s.changes(cmd, args, f) })
 		},

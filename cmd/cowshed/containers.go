@@ -124,3 +124,10 @@ func (a *app) volumeOf(ctx context.Context, c daemon.Config, name string) (strin
 		return daemon.VolumeOf(ctx, c, a.log, namespace, key)
 	})
 }
+
+// askVolumeOf is volumeOf for completion: it asks the daemon, and opens nothing where that does not run.
+func askVolumeOf(ctx context.Context, c daemon.Config, name string) (string, error) {
+	return layerstore.VolumeOf(ctx, name, daemon.Resolver(c), func(ctx context.Context, namespace, key string) (string, error) {
+		return daemon.AskVolumeOf(ctx, c, namespace, key)
+	})
+}

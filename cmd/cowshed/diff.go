@@ -29,8 +29,8 @@ func newDiffCommand(a *app) *cobra.Command {
 		Use:   "diff NAME [PARENT]",
 		Short: "Write the changes of a layer as a tar, or as text",
 		Long: `Writes the changes of a layer since the layer that it was made from, or since PARENT, as a layer tar (OCI
-image-spec, layer.md). LAYER@SNAPSHOT stands for a snapshot in both places. The tar goes to standard output or a file. The same changes give the same bytes. With
-SOURCE_DATE_EPOCH in the environment no time in the tar is later than that.
+image-spec, layer.md). LAYER@SNAPSHOT stands for a snapshot in both places. The tar goes to standard output or a file.
+The same changes give the same bytes. With SOURCE_DATE_EPOCH in the environment no time in the tar is later than that.
 
 With --text, the changes are shown for people instead. Files of UTF-8 of up to 1 MiB are shown as a unified diff, up to 16 MiB
 in all. Others are named with their sizes, as are changes of modes, links and devices. Bytes that a terminal would act

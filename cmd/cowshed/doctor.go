@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
@@ -265,6 +266,8 @@ func (d *doctor) nativeDiff(ctx context.Context, s *store) {
 			d.add(warn, "native diff", "layers are compared by walking them, which is slow", "layer %s: %v", layerstore.ShortName(v.Name), err)
 		case errdefs.IsNotFound(err):
 			continue // removed meanwhile
+		case fault.IsFull(err):
+			d.add(warn, "native diff", "make room: see cowshed status", "it cannot be tried without space: layer %s: %v", layerstore.ShortName(v.Name), err)
 		default:
 			d.add(fail, "native diff", "", "layer %s: %v", layerstore.ShortName(v.Name), err)
 		}

@@ -17,9 +17,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/cowshed/cowshed/internal/containerdapi"
 	"github.com/cowshed/cowshed/internal/containerdconf"
 	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/internal/setup"
@@ -172,7 +172,7 @@ func (h hostCheck) doomed() {
 func ask(ctx context.Context, socket string, question func(context.Context, *grpc.ClientConn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := containerdapi.Dial(socket)
 	if err != nil {
 		return err
 	}

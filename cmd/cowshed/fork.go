@@ -66,7 +66,7 @@ func (f *forkFlags) check() error {
 	case f.count < 1 || f.count > layerstore.MaxForks:
 		return usagef("--count %d: say 1 to %d", f.count, layerstore.MaxForks)
 	case f.ttl < 0:
-		return usagef("--ttl %s: say a time that is to come", f.ttl)
+		return usagef("--ttl %s: say a time in the future", f.ttl)
 	case f.count > 1 && f.mountAt != "" && !strings.Contains(f.mountAt, "%d"):
 		return usagef("--mount-at %s: several copies need %%d in it", f.mountAt)
 	}

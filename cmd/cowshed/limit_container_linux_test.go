@@ -39,7 +39,7 @@ func TestLimitContainer(t *testing.T) {
 	}{
 		{"containerd:test/none", "4M", exitNotFound, "no snapshot none in the namespace test"},
 		{"containerd:test/web.1@before", "4M", exitUsage, "name the container"},
-		{"containerd:test/image", "4M", exitPrecondition, "is not that of a container"},
+		{"containerd:test/image", "4M", exitPrecondition, "is not the snapshot of a container"},
 		{"containerd:test/web.1", "none", exitUsage, "can be raised, and not be removed"},
 		{"containerd:test", "4M", exitUsage, "say containerd:NAMESPACE/KEY"},
 		{"containerd:/web", "4M", exitUsage, "say containerd:NAMESPACE/KEY"},

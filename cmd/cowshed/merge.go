@@ -72,7 +72,7 @@ func (f *mergeFlags) options() (layerstore.MergeOptions, error) {
 	opts := layerstore.MergeOptions{Live: f.live, Strategy: api.Refuse}
 	switch {
 	case f.ours && f.theirs:
-		return opts, usagef("--ours and --theirs do not go together")
+		return opts, usagef("--ours and --theirs exclude each other: give only one")
 	case f.ours:
 		opts.Strategy = api.Ours
 	case f.theirs:

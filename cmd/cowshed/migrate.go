@@ -197,7 +197,7 @@ func (f *migrateFlags) checkTo() error {
 	case toStore, toPlugin, toContainerd:
 		return nil
 	case "":
-		return usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
+		return usagef("say with --to where to move it: %s, %s or %s", toStore, toPlugin, toContainerd)
 	}
 	return usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
 }

@@ -79,7 +79,7 @@ func (f *migrateFlags) openPlugin(ctx context.Context, a *app, from *oldRoot) (*
 		return nil, err
 	}
 	if root == "" {
-		return nil, usagef("say with --docker-root which engine it comes to")
+		return nil, usagef("say with --docker-root which engine to move it to")
 	}
 	if info, err := os.Stat(root); err != nil || !info.IsDir() {
 		return nil, failf(errdefs.ErrNotFound, "there is no root of an engine at %s", root)

@@ -177,7 +177,7 @@ func (s *store) unmount(cmd *cobra.Command, what string) error {
 			return err
 		}
 		if err := s.Mounted(cmd.Context(), name, func(string) error { return nil }); err != nil {
-			s.Log.Info("the driver's own mount goes later", "name", what, "reason", err)
+			s.Log.Info("the driver removes its own mount later", "name", what, "reason", err)
 		}
 		return nil
 	}

@@ -128,6 +128,36 @@ func TestReadOnlyFilesystem(t *testing.T) {
 	assert.NoDirExists(t, filepath.Join(a.root, "btrfs/staging/left~over"), "who can write cleans up")
 }
 
+// TestReadOnlyFilesystemZFS: a pool that was imported read-only is read like a filesystem that is mounted read-only.
+func TestReadOnlyFilesystemZFS(t *testing.T) {
+	pool, dir := testfs.OwnZpool(t, 128<<20, 256<<20)
+	zfs := func(command string, args ...string) {
+		t.Helper()
+		out, err := outputOf(t, exec.Command(command, args...))
+		require.NoError(t, err, out)
+	}
+	mnt := filepath.Join(t.TempDir(), "mnt")
+	zfs("zfs", "create", "-o", "mountpoint="+mnt, pool+"/root")
+	a := at{root: filepath.Join(mnt, "store")}
+	a.ok(t, "init")
+	makeLayersToRead(t, a)
+	reimport := func(option string) {
+		t.Helper()
+		zfs("zpool", "export", pool)
+		zfs("zpool", "import", "-d", dir, "-o", "cachefile=none", "-o", option, pool)
+	}
+	reimport("readonly=on")
+	assertReads(t, a, "read-only")
+	details, advice := failures(doctorFindings(t, a), "filesystem")
+	assert.Contains(t, details, "read-only")
+	assert.Contains(t, advice, "zpool import")
+	assert.NotContains(t, advice, "remount,rw", "which ZFS refuses")
+	assert.Equal(t, exitPrecondition, a.run(t, "init").code)
+	reimport("readonly=off")
+	a.ok(t, "create", "new", "--parent", "web")
+	a.ok(t, "rm", "new")
+}
+
 // The store that moby's driver has made has no directories but subvolumes.
 func TestReadOnlyStoreOfMoby(t *testing.T) {
 	mnt := testfs.Btrfs(t)
@@ -208,7 +238,22 @@ func randomBytes(n int) []byte {
 
 // On a full filesystem commands name the full filesystem and the way out, and removals work.
 func TestFullFilesystem(t *testing.T) {
-	mnt := testfs.Btrfs(t, testfs.WithSize(256<<20))
+	testFull(t, testfs.Btrfs(t, testfs.WithSize(256<<20)))
+}
+
+// TestFullFilesystemZFS is TestFullFilesystem where a pool is full, and where the quota of the dataset that holds all is reached.
+func TestFullFilesystemZFS(t *testing.T) {
+	testfs.Zpool(t)
+	for name, by := range testfs.Bounds() {
+		t.Run(name, func(t *testing.T) {
+			_, mnt := testfs.SmallZFS(t, 64<<20, by)
+			testFull(t, mnt)
+		})
+	}
+}
+
+// testFull is TestFullFilesystem on one small filesystem.
+func testFull(t *testing.T, mnt string) {
 	a := at{root: filepath.Join(mnt, "store")}
 	a.ok(t, "init")
 	makeLayersToRead(t, a)

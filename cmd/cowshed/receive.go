@@ -48,7 +48,7 @@ Only a stream from somebody you trust makes a layer whose programs you can trust
 		Args: usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if isTerminal(cmd.InOrStdin()) {
-				return usagef("a stream does not come from the terminal: use < FILE, or a pipe")
+				return usagef("a terminal cannot be the source of a stream: use < FILE, or a pipe")
 			}
 			name := ""
 			if len(args) > 0 {

@@ -49,7 +49,8 @@ func (a *app) forkNames(cmd *cobra.Command) (names []cobra.Completion) {
 	return names
 }
 
-// snapshotNames lists the snapshots of a layer for completion.
+// snapshotNames lists the snapshots of a layer for completion. Those of a container need its daemon, which knows the volume of
+// the container: opening the daemon's snapshots instead would clean up.
 func (a *app) snapshotNames(cmd *cobra.Command, layer string) (names []cobra.Completion) {
 	a.setUpQuiet()
 	dirs, _ := filepath.Glob(filepath.Join(live.DirsIn(a.root), "*"))
@@ -58,7 +59,7 @@ func (a *app) snapshotNames(cmd *cobra.Command, layer string) (names []cobra.Com
 		if err != nil {
 			return nil
 		}
-		if layer, err = a.volumeOf(cmd.Context(), c, layer); err != nil {
+		if layer, err = askVolumeOf(cmd.Context(), c, layer); err != nil {
 			return nil
 		}
 		dirs = c.LiveDirs()

@@ -66,6 +66,13 @@ changed any more. An image is a chain of such layers with a config.`,
 	root.SetVersionTemplate("cowshed {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 
+	addGlobalFlags(a, root)
+	addCommands(a, root)
+	return root
+}
+
+// addGlobalFlags adds the flags that each command has.
+func addGlobalFlags(a *app, root *cobra.Command) {
 	drivers := append([]string{autoDriver}, graphdriver.Drivers()...)
 	last := len(drivers) - 1
 	flags := root.PersistentFlags()
@@ -76,7 +83,10 @@ changed any more. An image is a chain of such layers with a config.`,
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "only errors, and no progress bars")
 	must(root.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(drivers, cobra.ShellCompDirectiveNoFileComp)))
 	must(root.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp)))
+}
 
+// addCommands adds all commands, in groups.
+func addCommands(a *app, root *cobra.Command) {
 	for _, group := range []struct {
 		id, title string
 		commands  []*cobra.Command
@@ -107,7 +117,6 @@ changed any more. An image is a chain of such layers with a config.`,
 		}
 	}
 	root.AddCommand(newVersionCommand(), newExitCodesTopic(), newContainersTopic(), newManCommand())
-	return root
 }
 
 func must(err error) {

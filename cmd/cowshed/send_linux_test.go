@@ -157,7 +157,7 @@ func TestSendToTerminal(t *testing.T) {
 		assert.Equal(t, exitUsage, run(t.Context(), args, master, master, &errOut))
 	}
 	assert.Contains(t, errOut.String(), "a stream is not for the terminal")
-	assert.Contains(t, errOut.String(), "a stream does not come from the terminal")
+	assert.Contains(t, errOut.String(), "a terminal cannot be the source of a stream")
 }
 
 // TestSendSharedRoot: a layer with a shared root is sent as a copy with a root of its own, while it is in use. No stream builds on it.

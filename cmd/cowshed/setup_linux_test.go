@@ -85,7 +85,7 @@ func TestSetupRefuses(t *testing.T) {
 	a := at{root: "/srv/cowshed"}
 	r := a.run(t, args...)
 	assert.Equal(t, exitPrecondition, r.code)
-	_, paste, found := strings.Cut(r.err, "What belongs there:\n\n")
+	_, paste, found := strings.Cut(r.err, "Put this there:\n\n")
 	require.True(t, found, r.err)
 	write(t, config, "version = 3\n"+paste)
 	assert.Contains(t, a.ok(t, args...), "changed")

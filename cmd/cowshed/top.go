@@ -12,10 +12,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/containerdapi"
 	"github.com/cowshed/cowshed/internal/containername"
 	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
@@ -42,7 +41,8 @@ func newTopCommand(a *app) *cobra.Command {
 		Use:   "top",
 		Short: "Show how full layers and containers with a limit are, and how fast they grow",
 		Long: `Shows the writable layers of the store and the containers of cowshed serve that have a limit, the fullest first. The
-daemon need not run. Both are in the root of its configuration, or in --root. In a terminal the list is shown anew every interval, until Ctrl-C. Otherwise it is printed once.
+daemon need not run. Both are in the root of its configuration, or in --root. In a terminal the list is shown anew every
+interval, until Ctrl-C. Otherwise it is printed once.
 
 GROWTH is the change per second, in the last minute or since top was started. So printing once takes an interval;
 with --interval 0 there is no growth. The filesystem counts data when it writes it out: up to a minute late on btrfs,
@@ -126,7 +126,7 @@ func (f *topFlags) open(cmd *cobra.Command) (_ *top, err error) {
 
 // openNames makes the connections by which names are asked for. They connect when they are used.
 func (t *top) openNames(c daemon.Config) error {
-	conn, err := grpc.NewClient("unix://"+c.ContainerdAddress, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := containerdapi.Dial(c.ContainerdAddress)
 	if err != nil {
 		return err
 	}

@@ -162,3 +162,12 @@ func To(name string) string { return "to " + strconv.Quote(name) }
 
 // IsFull reports whether err says that there is no space left, on a filesystem or below a limit.
 func IsFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// OfOwnFile gives the error of a file that is in no volume its kind. The kernel says EDQUOT for any quota. Such a file has no
+// limit of a volume, so the error is ENOSPC.
+func OfOwnFile(err error) error {
+	if !errors.Is(err, syscall.EDQUOT) {
+		return err
+	}
+	return fmt.Errorf("a quota of the filesystem is reached: %w (%s)", syscall.ENOSPC, err.Error())
+}

@@ -69,3 +69,12 @@ func TestKinds(t *testing.T) {
 	assert.NoError(t, As(ErrInUse, nil))
 	assert.Equal(t, cause, As(syscall.ENOSPC, cause))
 }
+
+func TestOfOwnFile(t *testing.T) {
+	full := OfOwnFile(&fs.PathError{Op: "open", Path: "file", Err: syscall.EDQUOT})
+	require.ErrorIs(t, full, syscall.ENOSPC)
+	require.NotErrorIs(t, full, syscall.EDQUOT)
+	require.ErrorContains(t, full, "open file")
+	require.ErrorIs(t, OfOwnFile(fs.ErrExist), fs.ErrExist)
+	require.NoError(t, OfOwnFile(nil))
+}

@@ -45,7 +45,7 @@ func (r *Reader) head() (err error) {
 }
 
 // errUnread says that the native stream ends before its frames do.
-var errUnread = malformed("there is more of it after the end of a native stream")
+var errUnread = malformed("it has data after the end of a native stream")
 
 // Next returns the next layer, or io.EOF after the last. The present layer has to be read to its end before. Next is not safe
 // for concurrent use.

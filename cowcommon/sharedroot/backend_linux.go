@@ -315,7 +315,7 @@ func (b *Backend) sweepAll() {
 		err = errors.Join(err, sweep(b.readers, usesOf(b.readers), b.isLeft))
 	}
 	if err != nil {
-		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
+		b.log.Warn("shared roots: a mount that is no longer used cannot be unmounted, and stays", "error", err)
 	}
 }
 

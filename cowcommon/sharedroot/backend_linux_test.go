@@ -674,6 +674,30 @@ func testViewOfRunning(t *testing.T, s *store) {
 	s.unmount("c")
 }
 
+// TestHintsWithoutDescriptors: a view of a shared root whose upper cannot be opened is walked, as are others without hints.
+func TestHintsWithoutDescriptors(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	base, err := s.View(t.Context(), "image")
+	require.NoError(t, err)
+	top, err := s.View(t.Context(), "c")
+	require.NoError(t, err)
+	_, err = cowcommon.Hints(t.Context(), s.Backend, base, top)
+	require.NoError(t, err)
+
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}))
+	_, err = cowcommon.Hints(t.Context(), s.Backend, base, top)
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	require.ErrorIs(t, err, unix.EMFILE)
+	var why *treediff.NoHintsError
+	require.ErrorAs(t, err, &why)
+	assert.Equal(t, "upper", why.Reason)
+	require.NoError(t, errors.Join(top.Close(), base.Close()))
+}
+
 // Others mount a shared root by its MountSpec. It is in use then. If it is writable there, Mount shows the same overlay.
 func TestMountSpec(t *testing.T) {
 	s := newStore(t)

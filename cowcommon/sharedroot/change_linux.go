@@ -204,7 +204,7 @@ func (b *Backend) Sharers(ctx context.Context) (map[string][]string, error) {
 			continue
 		}
 		if err != nil { // its note tells the volume that it may need
-			b.log.Warn("shared roots: cannot look at a volume", "volume", user, "error", err)
+			b.log.Warn("shared roots: the state of a volume cannot be read", "volume", user, "error", err)
 			s = stateShared
 			if lower, err = b.index.lower(user); err != nil {
 				return nil, err

@@ -132,7 +132,7 @@ func (b *Backend) sealLower(ctx context.Context, clone, name string) error {
 	}
 	err := cowcommon.Seal(ctx, b.Backend, name)
 	if errors.Is(err, fault.ErrInUse) {
-		return fault.As(fault.ErrInUse, fmt.Errorf("a clone can share only a volume that nobody writes to any more: %w", err))
+		return fault.As(fault.ErrInUse, fmt.Errorf("a clone can share only a volume that no process can write to: %w", err))
 	}
 	return err
 }

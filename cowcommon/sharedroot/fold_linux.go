@@ -154,21 +154,26 @@ func (f *folder) merge() error {
 	return f.walk.run()
 }
 
+// setAttributes gives a target the attributes of a folded directory, and then, by times, those of its note.
+func (f *folder) setAttributes(what string, target, source treeat.File, times func(treeat.File, *unix.Stat_t) error) error {
+	var st unix.Stat_t
+	if err := treeat.Lstat(source.Dir, source.Name, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	if err := withNote(source, &st); err != nil {
+		return err
+	}
+	err := f.do(what, func() error { return f.meta.Set(target, source, &st) }, target)
+	if err == nil {
+		err = f.do(what, func() error { return times(target, &st) })
+	}
+	return err
+}
+
 // leaveRoot gives the root its attributes but its times, and removes the folded directory, which is empty.
 func (f *folder) leaveRoot(l *level) (again bool, err error) {
 	source, target := treeat.File{Dir: f.own, Name: foldingName, FD: -1}, treeat.File{FD: f.root}
-	var st unix.Stat_t
-	if err := treeat.Lstat(source.Dir, source.Name, &st); err != nil {
-		return false, fmt.Errorf("stat: %w", err)
-	}
-	if err := withNote(source, &st); err != nil {
-		return false, err
-	}
-	err = f.do("root", func() error { return f.meta.Set(target, source, &st) }, target)
-	if err == nil {
-		err = f.do("root", func() error { return writeNote(target, &st) })
-	}
-	if err != nil {
+	if err := f.setAttributes("root", target, source, writeNote); err != nil {
 		return false, err
 	}
 	return f.removeEmpty(source, l.seen)
@@ -285,18 +290,7 @@ func (f *folder) leave(l *level) (again bool, err error) {
 		return false, err
 	}
 	source, target := treeat.File{Dir: upper, Name: path[cut+1:], FD: -1}, treeat.File{Dir: lower, Name: path[cut+1:], FD: -1}
-	var st unix.Stat_t
-	if err := treeat.Lstat(source.Dir, source.Name, &st); err != nil {
-		return false, fmt.Errorf("stat: %w", err)
-	}
-	if err := withNote(source, &st); err != nil {
-		return false, err
-	}
-	err = f.do("directory", func() error { return f.meta.Set(target, source, &st) }, target)
-	if err == nil {
-		err = f.do("directory", func() error { return filemeta.SetTimes(target, &st) })
-	}
-	if err != nil {
+	if err := f.setAttributes("directory", target, source, filemeta.SetTimes); err != nil {
 		return false, err
 	}
 	return f.removeEmpty(source, l.seen)

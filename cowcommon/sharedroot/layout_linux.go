@@ -146,7 +146,8 @@ func fillOwn(own, root int, lower string, st *unix.Stat_t) error {
 	return nil
 }
 
-// removeOwn removes Cowshed's directory, and gives the root the times in st.
+// removeOwn removes Cowshed's directory, which has few names, and gives the root the times in st. It takes no context:
+// its callers undo a failed step, also when they are cancelled.
 func removeOwn(root int, st *unix.Stat_t) error {
 	return errors.Join(treeat.RemoveTree(context.Background(), root, sharedmark.Dir), filemeta.SetTimes(treeat.File{FD: root}, st))
 }

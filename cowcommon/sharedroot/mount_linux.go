@@ -350,6 +350,6 @@ func (b *Backend) unmountLeft(name string) {
 		err = errors.Join(b.unmountPoint(name), lock.Unlock(nil))
 	}
 	if err != nil {
-		b.log.Warn("shared roots: left over, and cannot be unmounted", "volume", name, "error", err)
+		b.log.Warn("shared roots: a mount that is no longer used cannot be unmounted, and stays", "volume", name, "error", err)
 	}
 }

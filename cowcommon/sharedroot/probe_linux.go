@@ -33,6 +33,7 @@ func probe(dir string) (features, error) {
 	defer base.Close()
 	name := staging.Name(probePrefix)
 	has, err := probeIn(filepath.Join(dir, name), int(base.Fd()), name)
+	// Without a context: the few names must go, however the probe ends.
 	err = errors.Join(err, treeat.RemoveTree(context.Background(), int(base.Fd()), name))
 	if isWant(err) {
 		return features{}, fmt.Errorf("probe overlayfs: %w", err)

@@ -29,7 +29,7 @@ func Sweep(home string, log *slog.Logger) {
 		})
 	}
 	if err != nil {
-		log.Warn("shared roots: views are left over, and cannot be unmounted", "home", home, "error", err)
+		log.Warn("shared roots: views that are no longer used cannot be unmounted, and stay", "home", home, "error", err)
 	}
 }
 

@@ -125,7 +125,7 @@ func (b *Backend) whileUnused(root *os.File, do func() error) error {
 	err = do()
 	after, lookErr := lastMount(root)
 	if lookErr == nil && after != before {
-		lookErr = fault.New(fault.ErrInUse, "somebody has mounted it meanwhile")
+		lookErr = fault.New(fault.ErrInUse, "it was mounted meanwhile")
 	}
 	return errors.Join(err, lookErr)
 }

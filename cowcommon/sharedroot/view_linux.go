@@ -136,6 +136,14 @@ func (v *view) release() error {
 // Hints says where two views may differ. Between a shared volume and its lower these are the names in the upper. Between
 // two volumes that are shared over the same lower, and between two of style snapshot, the Backend inside says it.
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
+	hints, err := b.hints(ctx, base, top)
+	if err != nil {
+		return nil, treediff.WithoutHints(ctx, "upper", err)
+	}
+	return hints, nil
+}
+
+func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	t, isTop := top.(*view)
 	u, isBase := base.(*view)
 	switch {
@@ -148,8 +156,7 @@ func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treedif
 		if err != nil {
 			return nil, err
 		}
-		hints, err = betweenUppers(hints, u.tree.Dir(), t.tree.Dir())
-		return hints, treediff.WithoutHints(ctx, "upper", err)
+		return betweenUppers(hints, u.tree.Dir(), t.tree.Dir())
 	}
 	return nil, &treediff.NoHintsError{Reason: "root style", Err: errors.New("one of the volumes is shared over another than the other")}
 }
@@ -165,8 +172,7 @@ func (o *overlay) hints(ctx context.Context) (*treediff.Hints, error) {
 		return nil, err
 	}
 	defer lower.Close()
-	hints, err := changes(ctx, upper, lower)
-	return hints, treediff.WithoutHints(ctx, "upper", err)
+	return changes(ctx, upper, lower)
 }
 
 func isShared(v cowcommon.View) bool {

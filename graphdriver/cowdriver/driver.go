@@ -80,8 +80,8 @@ func (d *Driver) String() string { return d.name }
 func (d *Driver) Backend() cowcommon.Backend { return d.backend }
 
 // Create makes a layer that is to hold an image layer's content. Without a parent it is empty, and a root style has no
-// effect. It has no limit unless opts names a size, and SnapshotRoot unless opts names another style. Errors are those of Backend.Create and Clone, and
-// errdefs.ErrInvalidArgument for an id or option that cannot be.
+// effect. It has no limit unless opts names a size, and SnapshotRoot unless opts names another style. Errors are those
+// of Backend.Create and Clone, and errdefs.ErrInvalidArgument for an id or option that cannot be.
 func (d *Driver) Create(id, parent string, opts *graphdriver.CreateOpts) error {
 	return d.create(id, parent, opts, false)
 }

@@ -36,6 +36,7 @@ var (
 type observed struct {
 	cowcommon.Backend
 	failClose, failHints bool
+	duringHints          func() // called by Hints if it is not nil
 
 	mu       sync.Mutex
 	views    int
@@ -127,6 +128,9 @@ func (o *observed) Status(ctx context.Context) [][2]string {
 
 func (o *observed) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	o.note(ctx, "Hints")
+	if o.duringHints != nil {
+		o.duringHints()
+	}
 	if o.failHints {
 		return nil, errHints
 	}
@@ -244,8 +248,9 @@ func TestViewsAreClosed(t *testing.T) {
 	check(err)
 
 	o.failHints = true
-	_, err = d.Compare(t.Context(), "child", "base", cowcommon.Auto)
-	check(err, errHints)
+	c, err := d.Compare(t.Context(), "child", "base", cowcommon.Auto)
+	require.NoError(t, err)
+	check(c.Close())
 	o.failHints = false
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -268,7 +273,7 @@ func TestViewsAreClosed(t *testing.T) {
 	require.ErrorIs(t, err, syscall.ENOSPC)
 	check(diff.Close())
 
-	c, err := d.Compare(t.Context(), "child", "base", cowcommon.Walk)
+	c, err = d.Compare(t.Context(), "child", "base", cowcommon.Walk)
 	require.NoError(t, err)
 	require.ErrorIs(t, c.WriteTar(t.Context(), full, nil), syscall.ENOSPC)
 	check(c.Close())
@@ -276,6 +281,27 @@ func TestViewsAreClosed(t *testing.T) {
 	files, err := d.DiffGetter("child")
 	require.NoError(t, err)
 	check(files.Close())
+}
+
+// TestFailedHintsAreWalked: whatever keeps the filesystem from saying where to look, the trees are walked, and the reason is
+// counted. Only the end of the context is an error.
+func TestFailedHintsAreWalked(t *testing.T) {
+	d, o, _ := observe(t)
+	o.failHints = true
+	c, err := d.Compare(t.Context(), "child", "base", cowcommon.Auto)
+	require.NoError(t, err)
+	assert.False(t, c.Native)
+	assert.Equal(t, "unknown", c.Reason)
+	assert.NotEmpty(t, c.Changes)
+	require.NoError(t, c.Close())
+	assert.Equal(t, cowcommon.CompareStats{Walked: map[string]uint64{"unknown": 1}}, d.CompareStats())
+
+	ctx, cancel := context.WithCancel(t.Context())
+	o.duringHints = cancel
+	_, err = d.Compare(ctx, "child", "base", cowcommon.Auto)
+	require.ErrorIs(t, err, errHints)
+	assert.Equal(t, uint64(1), d.CompareStats().Walked["unknown"], "nobody waits for a walk")
+	assert.Zero(t, o.views)
 }
 
 // TestGetEndsWithItsContext: while another process changes a layer, other users wait, and no longer than their

@@ -237,7 +237,7 @@ func applyStaysInside(t testing.TB, c Config) {
 			require.NoError(t, l.Create(id, "", nil))
 			_, err := l.ApplyDiff(id, "", bytes.NewReader(makeTar(t, test.headers...)))
 			t.Logf("ApplyDiff: %v", err)
-			assertSameTree(t, want, scan(t, outside), "what is outside the layer")
+			assertSameTree(t, want, scan(t, outside), "files outside the layer")
 			l.scan(id)
 			require.NoError(t, l.Remove(id))
 		})

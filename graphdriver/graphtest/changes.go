@@ -78,7 +78,7 @@ var edits = []edit{
 		edit: func(w tree) { w.remove("a file"); w.remove("etc/passwd") },
 		want: []string{"D /a file", "C /etc", "D /etc/passwd"},
 	}, {
-		name: "delete what was just made", base: someContent,
+		name: "delete new files", base: someContent,
 		edit: func(w tree) { w.file("etc/x", "x"); w.remove("etc/x"); w.mkdir("y"); w.remove("y") },
 		loss: loss{times: true},
 	}, {
@@ -245,7 +245,7 @@ var edits = []edit{
 			"C /b", "C /b/both", "A /b/only-a", "D /b/only-b",
 		},
 	}, {
-		name: "swap a directory and what is in it", base: func(w tree) { w.mkdir("p/c"); w.file("p/c/f", "x"); w.file("p/g", "x") },
+		name: "swap a directory and its subdirectory", base: func(w tree) { w.mkdir("p/c"); w.file("p/c/f", "x"); w.file("p/g", "x") },
 		edit: func(w tree) { w.rename("p/c", "t"); w.rename("p", "t/c"); w.rename("t", "p") },
 		want: []string{"C /p", "C /p/c", "D /p/c/f", "A /p/c/g", "A /p/f", "D /p/g"},
 	}, {

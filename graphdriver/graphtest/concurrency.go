@@ -102,7 +102,7 @@ func oneLife(d graphdriver.Driver, id, base string) error {
 	}
 	size, err := d.DiffSize(id, base)
 	if err != nil || size != int64(len(id)) {
-		return fmt.Errorf("DiffSize: %d, %w", size, err)
+		return fmt.Errorf("size of the diff: %d, %w", size, err)
 	}
 	if _, err := readDiff(d, id, base); err != nil {
 		return err
@@ -135,7 +135,7 @@ func concurrentCreateOfOneID(t testing.TB, c Config) {
 				return err
 			}
 			if !l.Exists(id) {
-				return errors.New("Create says that a layer exists, and Exists that it does not")
+				return errors.New("a layer exists for Create, and does not for Exists")
 			}
 			return nil
 		})

@@ -262,6 +262,6 @@ func whiteoutNames(t testing.TB, c Config) {
 	applied := l.layer(base)
 	l.apply(applied, base, layerTar)
 	tree := l.scan(applied)
-	assert.Contains(t, tree, "kept", "a diff deletes what the layer has not deleted")
-	assert.Contains(t, tree, "d/kept", "a diff deletes what the layer has not deleted")
+	assert.Contains(t, tree, "kept", "a diff deletes a file that the layer has not deleted")
+	assert.Contains(t, tree, "d/kept", "a diff deletes a file that the layer has not deleted")
 }

@@ -84,7 +84,7 @@ func diffGetter(t testing.TB, c Config) {
 		require.NoError(t, files.Close())
 		require.NoError(t, files.Close(), "closing twice does nothing")
 	})
-	subtest(t, "what is no file", func(t testing.TB) {
+	subtest(t, "names without a file", func(t testing.TB) {
 		testfs.CheckLeaks(t)
 		files := openFiles(t, d, id)
 		for _, name := range []string{"absent", "etc/absent", "absent/absent", "a file/x"} {

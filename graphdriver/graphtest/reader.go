@@ -62,7 +62,7 @@ func diffReadInPart(t testing.TB, c Config) {
 					require.NoError(t, read(r))
 					require.NoError(t, r.Close())
 					_, err = r.Read(make([]byte, 1))
-					require.Error(t, err, "reading what is closed")
+					require.Error(t, err, "reading after Close")
 					_ = r.Close() // may complain, but does no harm
 				}
 			})

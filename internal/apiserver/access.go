@@ -124,5 +124,5 @@ func (c *caller) newName(name string, random func() string) (string, *namespace,
 }
 
 func forbidden(ref string) error {
-	return refused(api.KindPermissionDenied, fmt.Sprintf("the caller may not do that to %q", ref), "")
+	return refused(api.KindPermissionDenied, fmt.Sprintf("the caller may not run this request on %q", ref), "")
 }

@@ -188,7 +188,7 @@ func (n *namespace) lifetime(ttl string) (time.Duration, error) {
 	if ttl != "" {
 		var err error
 		if d, err = time.ParseDuration(ttl); err != nil || d <= 0 {
-			return 0, refused(api.KindInvalidArgument, fmt.Sprintf("ttl %.64q: say a time that is to come, such as 2h", ttl), "")
+			return 0, refused(api.KindInvalidArgument, fmt.Sprintf("ttl %.64q: say a time in the future, such as 2h", ttl), "")
 		}
 	}
 	switch {
@@ -302,42 +302,34 @@ func (r *request) mergeFork() error {
 	if opts.Paths, err = layerstore.CleanPaths(body.Paths); err != nil {
 		return err
 	}
-	ref := r.PathValue("layer")
-	s, release, err := r.open(changes, ref, body.Into)
-	if err != nil {
-		return err
-	}
-	defer release()
-	fork, err := r.find(s, changes, ref, s.LayerAlone)
-	if err != nil {
-		return err
-	}
-	target, err := s.MergeTarget(r.Context(), fork, body.Into)
-	if err != nil {
-		return err
-	}
-	into := s.Shown(target.Name)
-	if err := r.caller.mayUse(into, target.Name, changes); err != nil {
-		return err
-	}
-	if err := r.checkExpired(s, into, target); err != nil {
-		return err
-	}
-	done, err := r.addSnapshot(s, target, 2) // the content of before, and the moment with which the fork is compared
-	if err != nil {
-		return err
-	}
-	defer done()
-	merged, err := s.Merge(r.Context(), fork, target, opts)
-	done()
-	var conflict *live.ConflictError
-	if errors.As(err, &conflict) {
-		return &conflictError{ConflictError: conflict, into: into}
-	}
-	if err != nil {
-		return err
-	}
-	return r.json(http.StatusOK, merged)
+	return r.withLayer(changes, layerAlone, func(s *layerstore.Store, fork cowcommon.Volume) error {
+		target, err := s.MergeTarget(r.Context(), fork, body.Into)
+		if err != nil {
+			return err
+		}
+		into := s.Shown(target.Name)
+		if err := r.caller.mayUse(into, target.Name, changes); err != nil {
+			return err
+		}
+		if err := r.checkExpired(s, into, target); err != nil {
+			return err
+		}
+		done, err := r.addSnapshot(s, target, 2) // the content of before, and the moment with which the fork is compared
+		if err != nil {
+			return err
+		}
+		defer done()
+		merged, err := s.Merge(r.Context(), fork, target, opts)
+		done()
+		var conflict *live.ConflictError
+		if errors.As(err, &conflict) {
+			return &conflictError{ConflictError: conflict, into: into}
+		}
+		if err != nil {
+			return err
+		}
+		return r.json(http.StatusOK, merged)
+	}, body.Into)
 }
 
 // conflictError is a ConflictError with the layer of the merge as requests name it.

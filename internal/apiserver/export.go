@@ -39,7 +39,7 @@ func (r *request) diffLayer() error {
 // not tell a stream that was cut off.
 func (r *request) checkStream() error {
 	if !r.ProtoAtLeast(1, 1) {
-		return refused(api.KindNotImplemented, "there are no streams over "+r.Proto, "send the request with HTTP/1.1")
+		return refused(api.KindNotImplemented, r.Proto+" has no streams", "send the request with HTTP/1.1")
 	}
 	return nil
 }
@@ -132,36 +132,29 @@ func (r *request) sendLayer() error {
 	if err != nil {
 		return err
 	}
-	ref, from := r.PathValue("layer"), r.query["from"]
-	s, release, err := r.open(reads, ref, from)
-	if err != nil {
-		return err
-	}
-	defer release()
-	v, err := r.find(s, reads, ref, s.Layer)
-	if err != nil {
-		return err
-	}
-	opts := live.SendOptions{WithParents: parents}
-	if r.caller.admin {
-		opts.Image = s.ImageOf() // its config tells of the layers below
-	} else {
-		opts.Allow = func(parent cowcommon.Volume) error { return r.mayUse(s, reads, s.Shown(parent.Name), parent) }
-	}
-	if from != "" {
-		base, err := r.find(s, reads, from, s.Layer)
-		if err != nil {
-			return fmt.Errorf("from: %w", err)
+	from := r.query["from"]
+	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
+		opts := live.SendOptions{WithParents: parents}
+		if r.caller.admin {
+			opts.Image = s.ImageOf() // its config tells of the layers below
+		} else {
+			opts.Allow = func(parent cowcommon.Volume) error { return r.mayUse(s, reads, s.Shown(parent.Name), parent) }
 		}
-		opts.From = base.Name
-	}
-	leave, err := r.enterWalk()
-	if err != nil {
+		if from != "" {
+			base, err := r.find(s, reads, from, s.Layer)
+			if err != nil {
+				return fmt.Errorf("from: %w", err)
+			}
+			opts.From = base.Name
+		}
+		leave, err := r.enterWalk()
+		if err != nil {
+			return err
+		}
+		defer leave()
+		_, err = s.Live.Send(r.Context(), stream{r.out, api.MediaTypeStream}, v.Name, opts)
 		return err
-	}
-	defer leave()
-	_, err = s.Live.Send(r.Context(), stream{r.out, api.MediaTypeStream}, v.Name, opts)
-	return err
+	}, from)
 }
 
 func (r *request) promoteLayer() error {

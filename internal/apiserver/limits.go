@@ -99,7 +99,7 @@ func (n *namespace) check(there, a amount) error {
 			"remove layers or snapshots of the namespace")
 	}
 	if a.bytes > 0 && n.Bytes > 0 && (there.bytes > n.Bytes || a.bytes > n.Bytes-there.bytes) {
-		return refused(api.KindResourceExhausted, fmt.Sprintf("the limits of the layers of namespace %s, and what their snapshots hold, are %s in all, and may be %s",
+		return refused(api.KindResourceExhausted, fmt.Sprintf("the limits of the layers of namespace %s and the data of their snapshots are %s in all, and may be %s",
 			n.Name, units.BytesSize(float64(there.bytes)), units.BytesSize(float64(n.Bytes))), "say a smaller size, or remove snapshots or layers of the namespace")
 	}
 	return nil

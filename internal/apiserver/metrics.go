@@ -48,8 +48,9 @@ func newMetrics() *metrics {
 		}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_api_refusals_total",
-			Help: "Connections and requests of the API that were refused because too many were under way, by gate (connections, requests, " +
-				"exports, or walks for those that read whole trees) and kind: too_many_requests of one user, or unavailable for all but root.",
+			Help: "Connections and requests of the API that were refused because too many were under way. " +
+				"The gate is connections, requests, exports, or walks for requests that read whole trees. " +
+				"The kind is too_many_requests of one user, or unavailable for all but root.",
 		}, []string{"gate", "kind"}),
 	}
 }

@@ -135,7 +135,7 @@ func (r *request) getUsage() error {
 }
 
 // compare compares the layer in the path as the query says, and calls do.
-func (r *request) compare(do func(c *cowcommon.Comparison) error) (err error) {
+func (r *request) compare(do func(c *cowcommon.Comparison) error) error {
 	whole, err := boolOf(r.query, "whole")
 	if err != nil {
 		return err
@@ -144,44 +144,37 @@ func (r *request) compare(do func(c *cowcommon.Comparison) error) (err error) {
 	if err != nil {
 		return err
 	}
-	ref, since, way := r.PathValue("layer"), r.query["since"], cowcommon.Auto
+	since, way := r.query["since"], cowcommon.Auto
 	if whole && since != "" {
 		return refused(api.KindInvalidArgument, "whole compares with an empty tree, and since with a layer", "leave one of them out")
 	}
 	if walk {
 		way = cowcommon.Walk
 	}
-	s, release, err := r.open(reads, ref, since)
-	if err != nil {
-		return err
-	}
-	defer release()
-	v, err := r.find(s, reads, ref, s.Layer)
-	if err != nil {
-		return err
-	}
-	var parent string
-	if since == "" {
-		parent, err = s.Parent(r.Context(), v, "", whole)
-	} else {
-		var other cowcommon.Volume
-		other, err = r.find(s, reads, since, s.Layer)
-		parent = other.Name
-	}
-	if err != nil {
-		return err
-	}
-	leave, err := r.enterWalk()
-	if err != nil {
-		return err
-	}
-	defer leave()
-	c, err := s.Compare(r.Context(), v, parent, way)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	return do(c)
+	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) (err error) {
+		var parent string
+		if since == "" {
+			parent, err = s.Parent(r.Context(), v, "", whole)
+		} else {
+			var other cowcommon.Volume
+			other, err = r.find(s, reads, since, s.Layer)
+			parent = other.Name
+		}
+		if err != nil {
+			return err
+		}
+		leave, err := r.enterWalk()
+		if err != nil {
+			return err
+		}
+		defer leave()
+		c, err := s.Compare(r.Context(), v, parent, way)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, c.Close()) }()
+		return do(c)
+	}, since)
 }
 
 func (r *request) listChanges() error {

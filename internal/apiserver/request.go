@@ -115,7 +115,7 @@ func (r *request) body(into any) (err error) {
 		if _, err = dec.Token(); errors.Is(err, io.EOF) {
 			err = nil
 		} else if err == nil {
-			err = errors.New("there is more after the object")
+			err = errors.New("it has data after the object")
 		}
 	}
 	var tooLarge *http.MaxBytesError
@@ -164,7 +164,7 @@ func queryOf(u *url.URL, known []string) (map[string]string, error) {
 		case !slices.Contains(known, name):
 			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("unknown parameter %.64q", name), advice)
 		case len(each) > 1:
-			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s comes twice", name), "")
+			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s is given twice", name), "")
 		case each[0] == "":
 			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s is empty", name), "leave it out")
 		}
@@ -270,12 +270,12 @@ func (r *request) mayUse(s *layerstore.Store, a access, ref string, v cowcommon.
 	return r.caller.mayUse(ref, layer, a)
 }
 
-// withLayer opens the store of the layer in the path, finds the layer by a method of the store, and calls do.
+// withLayer opens the store of the layer in the path and of others, finds the layer by a method of the store, and calls do.
 func (r *request) withLayer(a access, by func(s *layerstore.Store) func(ctx context.Context, ref string) (cowcommon.Volume, error),
-	do func(s *layerstore.Store, v cowcommon.Volume) error,
+	do func(s *layerstore.Store, v cowcommon.Volume) error, others ...string,
 ) error {
 	ref := r.PathValue("layer")
-	s, release, err := r.open(a, ref)
+	s, release, err := r.open(a, append([]string{ref}, others...)...)
 	if err != nil {
 		return err
 	}

@@ -214,7 +214,7 @@ func (s *Server) callerOf(r *http.Request) (*caller, error) {
 		token, _ := strings.CutPrefix(header, "Bearer ")
 		sum := sha256.Sum256([]byte(token))
 		if s.opts.Token == "" || subtle.ConstantTimeCompare(sum[:], s.token[:]) != 1 {
-			return c, refused(api.KindUnauthenticated, "the token is not that of the server", "")
+			return c, refused(api.KindUnauthenticated, "the token is not the server's token", "")
 		}
 		c.admin = true
 	}
@@ -282,7 +282,7 @@ func (s *Server) routes() http.Handler {
 }
 
 func unknownPath() error {
-	return refused(api.KindNotFound, "there is no such path", "GET /v1/openapi.yaml describes the API")
+	return refused(api.KindNotFound, "the API has no such path", "GET /v1/openapi.yaml describes the API")
 }
 
 // checkForm refuses requests that the multiplexer would redirect, and bodies that no handler reads.

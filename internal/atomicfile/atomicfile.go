@@ -3,24 +3,45 @@ package atomicfile
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
 // File is a file that has a temporary name until Commit or CommitNew. The caller calls one of these or Discard. A crash
-// leaves the temporary name.
+// leaves the temporary name. Returns ENOSPC if a quota leaves no
+// space: see [fault.OfOwnFile].
 type File struct{ *os.File }
 
 // Create makes a file in the directory dir. Pattern is that of its temporary name, as for os.CreateTemp. Its mode is 0600.
 func Create(dir, pattern string) (*File, error) {
 	f, err := os.CreateTemp(dir, pattern)
 	if err != nil {
-		return nil, err
+		return nil, fault.OfOwnFile(err)
 	}
 	return &File{f}, nil
+}
+
+// Write implements io.Writer.
+func (f *File) Write(content []byte) (int, error) {
+	n, err := f.File.Write(content)
+	return n, fault.OfOwnFile(err)
+}
+
+// WriteString implements io.StringWriter.
+func (f *File) WriteString(content string) (int, error) {
+	n, err := f.File.WriteString(content)
+	return n, fault.OfOwnFile(err)
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (f *File) ReadFrom(content io.Reader) (int64, error) {
+	n, err := f.File.ReadFrom(content)
+	return n, fault.OfOwnFile(err)
 }
 
 // Commit gives the file the name path, on the same filesystem, and replaces an existing file. After an error the file
@@ -36,7 +57,7 @@ func (f *File) commit(path string, rename func(from, to string) error) error {
 		err = rename(f.Name(), path)
 	}
 	if err != nil {
-		return errors.Join(err, f.remove())
+		return errors.Join(fault.OfOwnFile(err), f.remove())
 	}
 	return syncdir.Sync(filepath.Dir(path))
 }

@@ -64,7 +64,7 @@ func Unmount(target string) error {
 	case errors.Is(err, unix.EBUSY):
 		err = fault.New(fault.ErrInUse, "fuser -vm %s shows by whom: %w", target, err)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
-		err = fault.New(errdefs.ErrNotFound, "nothing is mounted there: %w", err)
+		err = fault.New(errdefs.ErrNotFound, "it is not a mount point: %w", err)
 	}
 	return fmt.Errorf("unmount %s: %w", target, err)
 }

@@ -58,7 +58,7 @@ func checkKeys(decoder *json.Decoder, place string) error {
 			key := fmt.Sprint(token)
 			inner = strings.TrimPrefix(place+"."+key, ".")
 			if seen[strings.ToLower(key)] {
-				return errorf("%q is there twice", inner)
+				return errorf("key %q is there twice", inner)
 			}
 			seen[strings.ToLower(key)] = true
 		}
@@ -124,7 +124,7 @@ func setJSON(text []byte, path []string, literal string) ([]byte, error) {
 			return object.insert(text, style, depth, path[depth:], literal), nil
 		}
 		if member.key != key {
-			return nil, errorf("it has %q, which is %q in other letters", member.key, key)
+			return nil, errorf("it has key %q, which differs from %q in upper and lower case alone", member.key, key)
 		}
 		if depth == len(path)-1 {
 			return splice(text, insertion{member.valueAt, member.end, literal}), nil

@@ -26,6 +26,8 @@ type Services struct {
 	Leases  leases.Manager
 	// Snapshots is the snapshotter of a name.
 	Snapshots func(name string) snapshots.Snapshotter
+	// Conn leads to containerd's other services.
+	Conn grpc.ClientConnInterface
 	// Close ends the connection.
 	Close func() error
 }
@@ -43,15 +45,17 @@ func Connect(socket string) (*Services, error) {
 		Snapshots: func(name string) snapshots.Snapshotter {
 			return snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), name)
 		},
+		Conn:  conn,
 		Close: conn.Close,
 	}, nil
 }
 
-// Dial makes a connection to a socket that is opened at its first use.
-func Dial(socket string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix://"+strings.TrimPrefix(socket, "unix://"),
+// Dial makes a connection to the socket of containerd, or of a proxy plugin of it, that is opened at its first use.
+func Dial(socket string, options ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix://"+strings.TrimPrefix(socket, "unix://"), append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket is on this machine, and root's
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
-			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
+			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)),
+	}, options...)...)
 }

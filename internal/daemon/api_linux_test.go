@@ -158,7 +158,7 @@ func TestAPIContainerLimit(t *testing.T) {
 	}{
 		{"running", "65M", http.StatusBadRequest, `size "65MiB" is more than the 64MiB that the configuration`},
 		{"running", "none", http.StatusBadRequest, "can be raised, and not be removed"},
-		{"image", "1M", http.StatusConflict, "is not that of a container"},
+		{"image", "1M", http.StatusConflict, "is not the snapshot of a container"},
 		{"gone", "1M", http.StatusNotFound, "there is no such snapshot"},
 	} {
 		var fault api.Error

@@ -6,13 +6,12 @@ import (
 	"time"
 
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
-	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/containerdapi"
 )
 
 // connectContainerd returns a connection to containerd that is made at its first use, and again after containerd has
@@ -20,12 +19,8 @@ import (
 func connectContainerd(address string) (*grpc.ClientConn, error) {
 	retry := backoff.DefaultConfig
 	retry.BaseDelay, retry.MaxDelay = 100*time.Millisecond, time.Second
-	return grpc.NewClient("unix://"+address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket is on this machine, and root's
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 5 * time.Second}),
-		grpc.WithDefaultCallOptions(
-			grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
-			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
+	return containerdapi.Dial(address,
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 5 * time.Second}))
 }
 
 // contentRoot returns a function that asks containerd for the directory of its content store. The function returns

@@ -44,7 +44,13 @@ import (
 // testConfig is a configuration with everything in two directories: the root on a btrfs, and one for sockets.
 func testConfig(t testing.TB, opts ...testfs.BtrfsOption) Config {
 	t.Helper()
-	mnt, state := testfs.Btrfs(t, opts...), t.TempDir()
+	return configOn(t, testfs.Btrfs(t, opts...))
+}
+
+// configOn is testConfig on a filesystem that is mounted on mnt.
+func configOn(t testing.TB, mnt string) Config {
+	t.Helper()
+	state := t.TempDir()
 	c := Default()
 	c.Root = filepath.Join(mnt, "root")
 	c.State = state

@@ -28,6 +28,11 @@ func VolumeOf(context.Context, Config, *slog.Logger, string, string) (string, er
 	return "", fmt.Errorf("the daemon: %w", graphdriver.ErrNotSupported)
 }
 
+// AskVolumeOf says that this platform has no daemon.
+func AskVolumeOf(context.Context, Config, string, string) (string, error) {
+	return "", fmt.Errorf("the daemon: %w", graphdriver.ErrNotSupported)
+}
+
 // ProcessOf finds no process: containers are on Linux alone.
 func ProcessOf(Config) func(ctx context.Context, volume string) (pid uint32, err error) { return nil }
 

@@ -29,7 +29,7 @@ func checkNamespaces(namespaces []APINamespace) error {
 			errs = append(errs, fmt.Errorf("namespace %q: %w", n.Name, err))
 		}
 		if names[n.Name] {
-			errs = append(errs, fmt.Errorf("namespace %q is there twice", n.Name))
+			errs = append(errs, fmt.Errorf("namespace %q is listed twice", n.Name))
 		}
 		names[n.Name] = true
 	}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
@@ -34,7 +33,7 @@ func VolumeOf(ctx context.Context, c Config, log *slog.Logger, namespace, key st
 	if err := checkHome(c); err != nil {
 		return "", err
 	}
-	volume, err = askVolume(ctx, c.Address, namespace, key)
+	volume, err = AskVolumeOf(ctx, c, namespace, key)
 	if !errdefs.IsUnavailable(err) {
 		return volume, err
 	}
@@ -49,8 +48,9 @@ func VolumeOf(ctx context.Context, c Config, log *slog.Logger, namespace, key st
 	return volume, err
 }
 
-func askVolume(ctx context.Context, socket, namespace, key string) (volume string, err error) {
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials())) // the socket is root's
+// AskVolumeOf is VolumeOf that only asks the daemon, and opens nothing. Returns errdefs.ErrUnavailable if the daemon does not run.
+func AskVolumeOf(ctx context.Context, c Config, namespace, key string) (volume string, err error) {
+	conn, err := containerdapi.Dial(c.Address)
 	if err != nil {
 		return "", err
 	}

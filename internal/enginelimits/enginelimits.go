@@ -113,14 +113,14 @@ func (l *Limiter) Late(c Container) error {
 	if _, err := c.bytes(); err != nil {
 		return err
 	}
-	l.log.Warn("a container starts before its limit is set, which takes long", "engine", c.Engine, "name", c.Name, "id", c.ID,
+	l.log.Warn("setting the limit of a container takes long, so the container starts without it", "engine", c.Engine, "name", c.Name, "id", c.ID,
 		"setting", c.Setting, "size", c.Size)
 	l.report.refused(c, errLate)
 	return nil
 }
 
 // errLate says that the limit of a container is still being set.
-var errLate = fault.Said(errdefs.ErrUnavailable, "setting the limit takes long, and goes on")
+var errLate = fault.Said(errdefs.ErrUnavailable, "setting the limit takes long, and continues in the background")
 
 // Ended notes the error of Limit, or nil, for a container that exists whatever the result. It reports the same as Catch.
 func (l *Limiter) Ended(ctx context.Context, c Container, err error) (stops bool) {

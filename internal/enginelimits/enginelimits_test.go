@@ -179,8 +179,8 @@ func TestDelay(t *testing.T) {
 	}
 }
 
-// TestExpect: a container that an engine announces gets its limit with its snapshot, once, also after a failure. A bad size is refused, and of many
-// containers without snapshots the oldest are forgotten.
+// TestExpect: a container that an engine announces gets its limit with its snapshot, once, also after a failure. A bad
+// size is refused, and of many containers without snapshots the oldest are forgotten.
 func TestExpect(t *testing.T) {
 	g, m, _ := testGroup(t, &oneSnapshot{})
 	c := Container{Engine: "e", Namespace: "moby", ID: "web", Setting: "size", Size: "2G", Max: 4 << 30}

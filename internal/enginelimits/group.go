@@ -108,11 +108,11 @@ func (g *Group) connected(s Source) {
 func (g *Group) disconnected(s Source, err error, isNews bool) {
 	g.limiter.metrics.connected.WithLabelValues(s.Engine()).Set(0)
 	g.limiter.report.engine(s.Engine(), false, err)
-	level := slog.LevelDebug
+	log := g.limiter.log.Debug
 	if isNews {
-		level = slog.LevelWarn
+		log = g.limiter.log.Warn
 	}
-	g.limiter.log.Log(context.Background(), level, "not connected to an engine, so new containers do not get the limits that it knows",
+	log("not connected to an engine, so new containers do not get the limits that it knows",
 		"engine", s.Engine(), "error", err)
 }
 

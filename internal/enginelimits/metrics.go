@@ -27,7 +27,8 @@ func NewMetrics() *Metrics {
 		delay: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "cowshed_engine_limit_delay_seconds",
 			Help: "How long containers were without the limit that their engine knew: from their creation to the limit. " +
-				"With nri a container does not start before it has its limit, unless that takes 1.5 seconds, and with docker-nri its snapshot is made with it: that is the time that the snapshot takes.",
+				"With nri a container does not start before it has its limit, unless that takes 1.5 seconds. " +
+				"With docker-nri the snapshot is made with the limit, and the delay is the time that making the snapshot takes.",
 			Buckets: delays,
 		}, []string{"engine"}),
 	}

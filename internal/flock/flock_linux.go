@@ -16,6 +16,15 @@ import (
 	"github.com/cowshed/cowshed/internal/poll"
 )
 
+// Open opens a lock file, or a directory, with the flags of os.OpenFile. The lock is not held yet.
+func Open(path string, flag int) (*Lock, error) {
+	f, err := os.OpenFile(path, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &Lock{f}, nil
+}
+
 // Shared locks a file together with others who lock it shared. It waits while someone has it locked exclusively, until
 // ctx ends.
 func Shared(ctx context.Context, f *os.File) error { return wait(ctx, f, unix.LOCK_SH) }

@@ -30,9 +30,10 @@ type Command struct {
 	Files []*os.File
 }
 
-// Run runs the command. If it takes longer than its timeout, or ctx is done, it is killed with all processes that it has
-// started. A process that it leaves in the background goes on if the command succeeds. The error has the beginning of its output. It is an *exec.ExitError if the command failed by itself, and the cause of ctx
-// or context.DeadlineExceeded if it was killed.
+// Run runs the command. If it takes longer than its timeout, or ctx is done, it is killed with all processes that it
+// has started. A process that it leaves in the background goes on if the command succeeds. The error has the beginning
+// of its output. It is an *exec.ExitError if the command failed by itself, and the cause of ctx or
+// context.DeadlineExceeded if it was killed.
 func (c Command) Run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()

@@ -71,5 +71,5 @@ func errNoImage(ref Reference, all []candidate) error {
 
 // errSeveral says that several images are meant, and how to choose one.
 func errSeveral(ref Reference, all []candidate, places []int) error {
-	return fault.New(errdefs.ErrInvalidArgument, "%d images are there, say which: %s", len(places), offer(ref, all, places))
+	return fault.New(errdefs.ErrInvalidArgument, "%d images match, name one of them: %s", len(places), offer(ref, all, places))
 }

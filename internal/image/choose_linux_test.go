@@ -171,7 +171,7 @@ func TestExportAfterCrash(t *testing.T) {
 	s.mustExport(t, "one", "oci:"+path, ExportOptions{Name: "one:1"})
 	require.FileExists(t, blob.Name())
 
-	require.NoError(t, killed.lock.close())
+	require.NoError(t, killed.lock.Close())
 	require.NoError(t, blob.Close())
 	s.mustExport(t, "one", "oci:"+path, ExportOptions{Name: "one:1"})
 	require.NoFileExists(t, blob.Name())

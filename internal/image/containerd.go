@@ -25,6 +25,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/containerdapi"
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 const (
@@ -44,12 +45,13 @@ const (
 
 // containerdWriter writes an image to a namespace of containerd. A lease holds its blobs until it has a name.
 type containerdWriter struct {
+	ctx       context.Context // for close
 	services  *containerdapi.Services
 	namespace string
 	name      string
 	replace   bool
-	source    string // value of promotionLabel
-	lock      *lock  // keeps others from deleting the lease; nil: nothing can be locked
+	source    string      // value of promotionLabel
+	lock      *flock.Lock // keeps others from deleting the lease; nil: nothing can be locked
 	lease     leases.Lease
 	uploads   []*contentUpload
 	finished  bool
@@ -68,7 +70,7 @@ func (s *Store) newContainerdWriter(ctx context.Context, ref Reference, opts Exp
 	if err != nil {
 		return nil, err
 	}
-	w := &containerdWriter{services: services, namespace: ref.Path, name: ref.Image, replace: opts.Replace, source: s.dir}
+	w := &containerdWriter{ctx: context.WithoutCancel(ctx), services: services, namespace: ref.Path, name: ref.Image, replace: opts.Replace, source: s.dir}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
@@ -107,7 +109,7 @@ func (w *containerdWriter) in(ctx context.Context) context.Context {
 
 // lockPromotions deletes the leases of killed processes if no other process has one, and keeps others from doing so.
 func (w *containerdWriter) lockPromotions(ctx context.Context, file string) (err error) {
-	w.lock, err = openLock(file, os.O_CREATE|os.O_RDWR)
+	w.lock, err = flock.Open(file, os.O_CREATE|os.O_RDWR)
 	if errors.Is(err, syscall.EROFS) {
 		w.lock = nil
 		return nil
@@ -115,14 +117,14 @@ func (w *containerdWriter) lockPromotions(ctx context.Context, file string) (err
 	if err != nil {
 		return err
 	}
-	if err := w.lock.exclusive(); err == nil {
+	if err := takeAlone(w.lock); err == nil {
 		if err := w.sweep(ctx); err != nil {
 			return err
 		}
 	} else if !errors.Is(err, errLocked) {
 		return err
 	}
-	return w.lock.shared(ctx)
+	return w.lock.Shared(ctx)
 }
 
 // sweep deletes leases that killed processes have left, and with them all that nothing else holds.
@@ -337,7 +339,7 @@ func (w *containerdWriter) nameImage(ctx context.Context, image *writtenImage, t
 
 // close implements destination. Without a name, the image is garbage that goes with the lease.
 func (w *containerdWriter) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), giveUpTime)
+	ctx, cancel := context.WithTimeout(w.ctx, giveUpTime)
 	defer cancel()
 	ctx = w.in(ctx)
 	var errs []error
@@ -355,7 +357,7 @@ func (w *containerdWriter) close() error {
 		}
 	}
 	if w.lock != nil {
-		errs = append(errs, w.lock.close())
+		errs = append(errs, w.lock.Close())
 	}
 	return errors.Join(append(errs, w.services.Close())...)
 }

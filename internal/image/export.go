@@ -103,12 +103,12 @@ func (s *Store) ExportLayer(ctx context.Context, volume string, image *Image, re
 func (s *Store) exportPlanned(ctx context.Context, ref Reference, opts ExportOptions, makePlan func() (*plan, error)) (_ *Exported, err error) {
 	lock, _, err := s.lockShared(ctx)
 	if err == nil {
-		err = lock.shared(ctx) // another may export at the same time
+		err = lock.Shared(ctx) // another may export at the same time
 	}
 	if err != nil {
 		return nil, err
 	}
-	unlock := sync.OnceValue(lock.close)
+	unlock := sync.OnceValue(lock.Close)
 	defer func() { err = errors.Join(err, unlock()) }()
 
 	plan, err := makePlan()

@@ -21,6 +21,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/stream"
 )
 
@@ -61,7 +62,7 @@ func (s *Store) Import(ctx context.Context, src *Source, opts ImportOptions) (*I
 	}
 	im := &importer{store: s, src: src, name: name, opts: opts, progress: orNoProgress(opts.Progress)}
 	if alone {
-		err = errors.Join(s.sweep(ctx), lock.shared(ctx))
+		err = errors.Join(s.sweep(ctx), lock.Shared(ctx))
 	}
 	if err == nil {
 		err = im.run(ctx)
@@ -71,7 +72,7 @@ func (s *Store) Import(ctx context.Context, src *Source, opts ImportOptions) (*I
 	} else if im.replaced != nil {
 		err = im.removeReplaced(ctx, lock)
 	}
-	if err := errors.Join(err, lock.close()); err != nil {
+	if err := errors.Join(err, lock.Close()); err != nil {
 		return nil, fmt.Errorf("import %s: %w", src.Origin, err)
 	}
 	return &im.done, nil
@@ -231,7 +232,7 @@ func (im *importer) checkTaken(image *Image) error {
 		im.replaced = there
 		return nil
 	}
-	return fault.New(errdefs.ErrAlreadyExists, "there is another image %s, with ID %s", im.name, there.ID())
+	return fault.New(errdefs.ErrAlreadyExists, "another image has the name %s: its ID is %s", im.name, there.ID())
 }
 
 // finish records the image, whose layers are all there.
@@ -422,8 +423,8 @@ func (im *importer) rename(ctx context.Context, f *filled, id string) error {
 }
 
 // removeReplaced removes those layers of the image that had the name before which nothing needs any more.
-func (im *importer) removeReplaced(ctx context.Context, l *lock) error {
-	if err := l.exclusive(); err != nil {
+func (im *importer) removeReplaced(ctx context.Context, l *flock.Lock) error {
+	if err := takeAlone(l); err != nil {
 		im.store.log.Warn("layers of the replaced image stay, since others may be using them", "reason", err)
 		return nil
 	}
@@ -432,11 +433,11 @@ func (im *importer) removeReplaced(ctx context.Context, l *lock) error {
 }
 
 // undo removes the layers that a failed import made, unless another import may have built on them.
-func (im *importer) undo(ctx context.Context, l *lock) error {
+func (im *importer) undo(ctx context.Context, l *flock.Lock) error {
 	if len(im.done.Made) == 0 {
 		return nil
 	}
-	if err := l.exclusive(); err != nil {
+	if err := takeAlone(l); err != nil {
 		im.store.log.Warn("layers of the failed import stay, since others may be using them", "layers", im.done.Made, "reason", err)
 		return nil
 	}

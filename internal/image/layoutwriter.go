@@ -18,14 +18,15 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // layoutWriter adds an image to an OCI layout in a directory. Other images there stay.
 type layoutWriter struct {
 	dir    string
-	blobs  []*os.File // under temporary names, unless the image was finished
-	lock   *lock      // keeps others from removing temporary files
-	marked bool       // it made the directory a layout
+	blobs  []*os.File  // under temporary names, unless the image was finished
+	lock   *flock.Lock // keeps others from removing temporary files
+	marked bool        // it made the directory a layout
 }
 
 // newLayoutWriter begins a layout with the file that marks it. So a layout in which nothing was finished before a crash is one, and
@@ -53,15 +54,15 @@ func newLayoutWriter(ctx context.Context, dir string) (_ *layoutWriter, err erro
 	if err := os.MkdirAll(filepath.Join(blobs, digest.SHA256.String()), 0o755); err != nil {
 		return nil, err
 	}
-	if l.lock, err = openLock(blobs, os.O_RDONLY); err != nil {
+	if l.lock, err = flock.Open(blobs, os.O_RDONLY); err != nil {
 		return nil, err
 	}
-	if l.lock.exclusive() == nil {
+	if takeAlone(l.lock) == nil {
 		if err := removeTemporary(blobs, filepath.Join(blobs, digest.SHA256.String())); err != nil {
 			return nil, err
 		}
 	}
-	return l, l.lock.shared(ctx)
+	return l, l.lock.Shared(ctx)
 }
 
 // checkLayout returns ErrAlreadyExists if a directory has other things in it than a layout.
@@ -143,15 +144,12 @@ func (l *layoutWriter) writeMark() error {
 }
 
 // locked calls do while nobody else changes which images the layout has. On NFS it keeps away those on the same machine.
-func (l *layoutWriter) locked(ctx context.Context, do func() error) (err error) {
-	lock, err := openLock(l.dir, os.O_RDONLY)
+func (l *layoutWriter) locked(ctx context.Context, do func() error) error {
+	unlock, err := flock.Dir(ctx, l.dir)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
-	if err := lock.alone(ctx); err != nil {
-		return err
-	}
+	defer unlock()
 	return do()
 }
 
@@ -197,7 +195,7 @@ func (l *layoutWriter) close() error {
 	}
 	_ = os.Remove(l.dir)
 	if l.lock != nil {
-		errs = append(errs, l.lock.close())
+		errs = append(errs, l.lock.Close())
 	}
 	return errors.Join(errs...)
 }

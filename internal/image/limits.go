@@ -18,7 +18,7 @@ const (
 )
 
 // ErrMalformed says that the input cannot be an image.
-var ErrMalformed = errors.New("not an image that can be read")
+var ErrMalformed = errors.New("not a readable image")
 
 var errTooLarge = fmt.Errorf("too large: %w", ErrMalformed)
 

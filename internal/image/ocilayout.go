@@ -173,7 +173,7 @@ func (s *Source) fromDescriptor(f files, d ocispec.Descriptor, opts OpenOptions,
 	case ocispec.MediaTypeImageManifest, dockerManifestType:
 		return s.fromManifest(f, d, opts)
 	}
-	return fault.New(errdefs.ErrNotImplemented, "media type %q is not that of an image", clip(d.MediaType))
+	return fault.New(errdefs.ErrNotImplemented, "media type %q is not the media type of an image", clip(d.MediaType))
 }
 
 func (s *Source) fromManifest(f files, d ocispec.Descriptor, opts OpenOptions) error {

@@ -35,7 +35,7 @@ func (s *Store) Remove(ctx context.Context, name string) (_ *Removed, err error)
 	if err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", name, err)
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
+	defer func() { err = errors.Join(err, lock.Close()) }()
 
 	// The record goes last: without it nobody would find the layers that are left.
 	removed, err := s.removeUnused(ctx, image.Layers(), name)
@@ -58,7 +58,7 @@ func (s *Store) RemoveLayer(ctx context.Context, id string) (err error) {
 	if err != nil {
 		return fmt.Errorf("remove layer %s: %w", id, err)
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	users, err := s.Users()
 	if err != nil {
 		return fmt.Errorf("remove layer %s: %w", id, err)
@@ -236,5 +236,5 @@ func (s *Store) idle() bool {
 	if errdefs.IsFailedPrecondition(err) {
 		return false
 	}
-	return err == nil && l.close() == nil
+	return err == nil && l.Close() == nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // Store keeps images: their layers in a driver, and in a directory of its own the records of them.
@@ -60,57 +61,69 @@ const (
 
 // lock opens the store's lock, which is not held yet. On a read-only filesystem it locks an existing lock file, and
 // otherwise nothing.
-func (s *Store) lock() (*lock, error) {
+func (s *Store) lock() (*flock.Lock, error) {
 	l, err := s.makeLock()
 	if !errors.Is(err, syscall.EROFS) {
 		return l, err
 	}
-	l, err = openLock(s.path(lockFile), os.O_RDONLY)
+	l, err = flock.Open(s.path(lockFile), os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
-		return &lock{}, nil
+		return &flock.Lock{}, nil
 	}
 	return l, err
 }
 
-func (s *Store) makeLock() (*lock, error) {
+func (s *Store) makeLock() (*flock.Lock, error) {
 	for _, dir := range []string{s.dir, s.path(recordsDir), s.path(tarSplitDir)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
 	}
-	return openLock(s.path(lockFile), os.O_CREATE|os.O_RDWR)
+	return flock.Open(s.path(lockFile), os.O_CREATE|os.O_RDWR)
+}
+
+// errLocked says that someone else holds a lock.
+var errLocked = errors.New("locked")
+
+// takeAlone takes a lock for its holder alone. Returns errLocked if someone else has it.
+func takeAlone(l *flock.Lock) error {
+	ok, err := l.TryExclusive()
+	if err == nil && !ok {
+		err = errLocked
+	}
+	return err
 }
 
 // lockShared keeps others from removing images until the lock is closed. alone is true if at the moment
 // of locking no one else was importing.
-func (s *Store) lockShared(ctx context.Context) (l *lock, alone bool, err error) {
+func (s *Store) lockShared(ctx context.Context) (l *flock.Lock, alone bool, err error) {
 	if l, err = s.lock(); err != nil {
 		return nil, false, err
 	}
-	switch err := l.exclusive(); {
+	switch err := takeAlone(l); {
 	case err == nil:
 		return l, true, nil
 	case !errors.Is(err, errLocked):
-		return nil, false, errors.Join(err, l.close())
+		return nil, false, errors.Join(err, l.Close())
 	}
-	if err := l.shared(ctx); err != nil {
-		return nil, false, errors.Join(err, l.close())
+	if err := l.Shared(ctx); err != nil {
+		return nil, false, errors.Join(err, l.Close())
 	}
 	return l, false, nil
 }
 
 // lockExclusive keeps everyone else from importing and exporting until the lock is closed.
-func (s *Store) lockExclusive() (*lock, error) {
+func (s *Store) lockExclusive() (*flock.Lock, error) {
 	l, err := s.lock()
 	if err != nil {
 		return nil, err
 	}
-	err = l.exclusive()
+	err = takeAlone(l)
 	if errors.Is(err, errLocked) {
 		err = fault.New(errdefs.ErrFailedPrecondition, "another process is importing, exporting or removing images")
 	}
 	if err != nil {
-		return nil, errors.Join(err, l.close())
+		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }
@@ -135,7 +148,7 @@ func (s *Store) Delete(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", s.dir, err)
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	images, err := s.List()
 	if err == nil && len(images) > 0 {
 		err = fault.New(errdefs.ErrFailedPrecondition, "there are %d images", len(images))

@@ -17,6 +17,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/stream"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
@@ -25,7 +26,7 @@ import (
 // remains of imports.
 type Takeover struct {
 	store *Store
-	lock  *lock
+	lock  *flock.Lock
 }
 
 // TakeOver opens a Takeover, which the caller closes. If nobody else works on the store, it removes the remains of
@@ -36,15 +37,15 @@ func (s *Store) TakeOver(ctx context.Context) (*Takeover, error) {
 		return nil, err
 	}
 	if alone {
-		if err := errors.Join(s.sweep(ctx), l.shared(ctx)); err != nil {
-			return nil, errors.Join(err, l.close())
+		if err := errors.Join(s.sweep(ctx), l.Shared(ctx)); err != nil {
+			return nil, errors.Join(err, l.Close())
 		}
 	}
 	return &Takeover{s, l}, nil
 }
 
 // Close ends it.
-func (t *Takeover) Close() error { return t.lock.close() }
+func (t *Takeover) Close() error { return t.lock.Close() }
 
 // Partial makes a name for a volume that is to become the layer. The next import removes the volume if it still has
 // that name then.
@@ -184,7 +185,7 @@ func (t *Takeover) Record(ctx context.Context, name, origin string, config []byt
 	case err == nil && there.ID() == image.ID():
 		return false, nil
 	case err == nil:
-		return false, fault.New(errdefs.ErrAlreadyExists, "there is another image %s, with ID %s", name, there.ID())
+		return false, fault.New(errdefs.ErrAlreadyExists, "another image has the name %s: its ID is %s", name, there.ID())
 	case !errdefs.IsNotFound(err):
 		return false, err
 	}
@@ -203,14 +204,14 @@ func (t *Takeover) Record(ctx context.Context, name, origin string, config []byt
 
 // alone calls do while nobody else works on the store. Returns errdefs.ErrFailedPrecondition if somebody does.
 func (t *Takeover) alone(ctx context.Context, do func() error) error {
-	err := t.lock.exclusive()
+	err := takeAlone(t.lock)
 	if errors.Is(err, errLocked) {
 		err = fault.New(errdefs.ErrFailedPrecondition, "another process is importing or exporting")
 	}
 	if err == nil {
 		err = do()
 	}
-	return errors.Join(err, t.lock.shared(context.WithoutCancel(ctx)))
+	return errors.Join(err, t.lock.Shared(context.WithoutCancel(ctx)))
 }
 
 // Forget removes the record of an image that Record has made with that time. Its layers stay. If the name is free, or has

@@ -292,7 +292,18 @@ func (d *decoder) readCodes() error {
 		func(symbol uint16, n int) litEntry { return litEntry(symbol)<<8 | litEntry(n) }, nil, litOther)
 
 	var lengths [maxLits + maxDists]uint8
-	for i := 0; i < lits+dists; {
+	if err := d.readLengths(lengths[:lits+dists], &table); err != nil {
+		return err
+	}
+	if !d.makeLits(lengths[:lits]) || !d.makeDists(lengths[lits:lits+dists]) {
+		return d.corrupt()
+	}
+	return nil
+}
+
+// readLengths reads the lengths of codes, which are coded by table.
+func (d *decoder) readLengths(lengths []uint8, table *[1 << clRoot]litEntry) error {
+	for i := 0; i < len(lengths); {
 		e := table[d.bits&(1<<clRoot-1)]
 		for d.n < uint(e&entryLen) {
 			if err := d.need(d.n + 1); err != nil {
@@ -327,16 +338,13 @@ func (d *decoder) readCodes() error {
 			return err
 		}
 		repeat += d.take(extra)
-		if i+repeat > lits+dists {
+		if i+repeat > len(lengths) {
 			return d.corrupt()
 		}
 		for range repeat {
 			lengths[i] = value
 			i++
 		}
-	}
-	if !d.makeLits(lengths[:lits]) || !d.makeDists(lengths[lits:lits+dists]) {
-		return d.corrupt()
 	}
 	return nil
 }

@@ -72,7 +72,7 @@ func LimitContainer(ctx context.Context, ref layerref.Reference, bytes uint64, e
 		return err
 	}
 	if info.Kind != snapshots.KindActive || snapshotter.UseOf(key) == snapshotter.UseUnpack {
-		return fault.Said(errdefs.ErrFailedPrecondition, "snapshot %s in the namespace %s is not that of a container, and has no limit of its own",
+		return fault.Said(errdefs.ErrFailedPrecondition, "snapshot %s in the namespace %s is not the snapshot of a container, and has no limit of its own",
 			own, namespace)
 	}
 	const label = snapshots.LabelSnapshotMaxSize

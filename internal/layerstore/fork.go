@@ -34,7 +34,7 @@ func (s *Store) Fork(ctx context.Context, source cowcommon.Volume, opts ForkOpti
 		return nil, err
 	}
 	if opts.TTL < 0 {
-		return nil, fault.Said(errdefs.ErrInvalidArgument, "forks cannot expire after %s: say a time that is to come", opts.TTL)
+		return nil, fault.Said(errdefs.ErrInvalidArgument, "forks cannot expire after %s: say a time in the future", opts.TTL)
 	}
 	fork := live.ForkOptions{Fork: live.Fork{Labels: opts.Labels}, Volume: cowcommon.VolumeOptions{Limit: opts.Limit}}
 	if opts.TTL > 0 {

@@ -68,7 +68,7 @@ func (s *Store) removable(ctx context.Context, chosen []cowcommon.Volume, force 
 			return nil, fault.Said(errdefs.ErrFailedPrecondition, "%s is not removed here, but by its engine", s.Shown(v.Name))
 		}
 		if user, ok := users[v.Name]; ok {
-			return nil, fault.Said(errdefs.ErrFailedPrecondition, "layer %s is part of %s; remove that with cowshed rmi", ShortName(v.Name), user)
+			return nil, fault.Said(errdefs.ErrFailedPrecondition, "layer %s is part of %s: remove %[2]s with cowshed rmi", ShortName(v.Name), user)
 		}
 		if left := without(children[v.Name], chosen); len(left) > 0 && !force {
 			return nil, fault.Said(errdefs.ErrFailedPrecondition, "layer %s is the parent of %s; remove these too, or use --force",

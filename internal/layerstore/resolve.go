@@ -136,7 +136,7 @@ func (s *Store) LayerAlone(ctx context.Context, name string) (cowcommon.Volume, 
 	}
 	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
 		if _, imageErr := s.Images.Get(name); imageErr == nil {
-			err = fault.Said(errdefs.ErrNotFound, "there is no layer %s, but an image; to remove that: cowshed rmi %[1]s", name)
+			err = fault.Said(errdefs.ErrNotFound, "there is no layer %s, but an image: remove the image with cowshed rmi %[1]s", name)
 		}
 	}
 	return v, err

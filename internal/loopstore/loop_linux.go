@@ -9,11 +9,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/loopdevice"
 	"github.com/cowshed/cowshed/internal/mounttable"
 )
 
@@ -82,7 +82,7 @@ func (s Store) usedBy(device string) error {
 	if len(uses) > 0 {
 		return mounttable.InUse("the filesystem in "+s.Image, uses)
 	}
-	return fault.New(fault.ErrInUse, "the filesystem in %s (%s) is in use: by an overlay with a layer in it, by a process with an open directory, or by a mount namespace without processes; end that first", s.Image, device)
+	return fault.New(fault.ErrInUse, "the filesystem in %s (%s) is in use, by an overlay, an open directory or a mount namespace: end that use first", s.Image, device)
 }
 
 // attached returns the loop device that has the image, "" if none has. The device may have it by another path, such as
@@ -156,63 +156,20 @@ func hasFile(device string, file unix.Stat_t) bool {
 }
 
 // attach gives the image a loop device that detaches itself once its last user is gone, or finds its present device.
-// It returns that device open. The interface is that of linux/loop.h, Linux 5.8 or later.
+// It returns that device open.
 func attach(image *os.File, path string, readOnly bool) (*os.File, error) {
-	flag, loopFlags := os.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR)
+	flags := uint32(unix.LO_FLAGS_DIRECT_IO) // where the image's filesystem has it, data is not cached twice
 	if readOnly {
-		flag, loopFlags = os.O_RDONLY, loopFlags|unix.LO_FLAGS_READ_ONLY
+		flags |= unix.LO_FLAGS_READ_ONLY
 	}
 	device, err := attached(image, path)
 	if err != nil {
 		return nil, err
 	}
 	if device != "" {
-		return os.OpenFile(device, flag, 0)
+		return os.OpenFile(device, loopdevice.Access(flags), 0)
 	}
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		return nil, fault.New(errdefs.ErrNotImplemented, "there are no loop devices here: %w", err)
-	}
-	defer control.Close()
-
-	// Between asking for a free device and taking it another process may take it.
-	for range 256 {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return nil, fmt.Errorf("find a free loop device: %w", err)
-		}
-		loop, err := openLoop(n, flag)
-		if err != nil {
-			return nil, err
-		}
-		config := unix.LoopConfig{Fd: uint32(image.Fd())}
-		// Direct I/O, where the image's filesystem has it, keeps data from being cached twice.
-		config.Info.Flags = loopFlags | unix.LO_FLAGS_DIRECT_IO
-		copy(config.Info.File_name[:len(config.Info.File_name)-1], path)
-		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
-		if err == nil {
-			return loop, nil
-		}
-		loop.Close()
-		if !errors.Is(err, unix.EBUSY) {
-			return nil, fmt.Errorf("attach to %s: %w", loop.Name(), err)
-		}
-	}
-	return nil, errors.New("other processes took every loop device")
-}
-
-// openLoop opens loop device n. Where no one makes device nodes, as in some containers, it makes the node.
-func openLoop(n, flag int) (*os.File, error) {
-	name := fmt.Sprintf("/dev/loop%d", n)
-	loop, err := os.OpenFile(name, flag, 0)
-	if !errors.Is(err, os.ErrNotExist) {
-		return loop, err
-	}
-	const loopMajor = 7 // LOOP_MAJOR in linux/major.h
-	if err := unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(n)))); err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, &os.PathError{Op: "mknod", Path: name, Err: err}
-	}
-	return os.OpenFile(name, flag, 0)
+	return loopdevice.Attach(image, path, flags)
 }
 
 // updateLoop tells the image's loop device that the image has become larger.

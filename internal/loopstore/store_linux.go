@@ -160,7 +160,7 @@ func (s Store) openLocked(ctx context.Context) (*os.File, error) {
 		if err := flock.Exclusive(ctx, f); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
-		same, err := isCurrent(f, s.Image)
+		same, err := flock.IsAt(f, s.Image)
 		if err == nil && same {
 			return f, nil
 		}
@@ -168,16 +168,6 @@ func (s Store) openLocked(ctx context.Context) (*os.File, error) {
 			return nil, err
 		}
 	}
-}
-
-// isCurrent reports whether a file is still the one of that name.
-func isCurrent(f *os.File, name string) (bool, error) {
-	own, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	named, err := os.Lstat(name)
-	return err == nil && os.SameFile(own, named), err
 }
 
 // makeRoot makes the directory unless it is there, in which case it must be empty.
@@ -268,12 +258,12 @@ func (s Store) createPartial(ctx context.Context) (*os.File, error) {
 		err = flock.Exclusive(ctx, f)
 		same := false
 		if err == nil {
-			same, err = isCurrent(f, f.Name())
+			same, err = flock.IsAt(f, f.Name())
 		}
 		if same {
 			return f, nil
 		}
-		if err := errors.Join(ignoreNotExist(err), flock.Release(f)); err != nil {
+		if err := errors.Join(err, flock.Release(f)); err != nil {
 			return nil, err
 		}
 	}

@@ -91,34 +91,8 @@ func (f *Filesystem) listed(t target) ([]Use, error) {
 				s.addOverlay(o)
 				continue
 			}
-			if buffer, err = n.stat(id, statmountSuperblock|statmountRoot|statmountPoint, buffer); err != nil {
-				if errors.Is(err, unix.ENOENT) { // it was unmounted
-					continue
-				}
+			if buffer, err = f.look(&s, id, found, buffer); err != nil && !errors.Is(err, unix.ENOENT) { // else it was unmounted
 				return nil, err
-			}
-			switch {
-			case buffer.magic() == unix.OVERLAYFS_SUPER_MAGIC:
-				o := &overlay{point: buffer.point(), device: buffer.device()}
-				if buffer, err = n.stat(id, statmountOptions|statmountSource, buffer); err != nil {
-					if errors.Is(err, unix.ENOENT) {
-						continue
-					}
-					return nil, err
-				}
-				if !buffer.has(statmountOptions) {
-					return nil, unix.ENOSYS
-				}
-				o.layers = LayersOf(buffer.options())
-				if buffer.has(statmountSource) && !f.noSources {
-					o.setSource(buffer.source())
-				}
-				found[id] = o
-				s.addOverlay(o)
-			case f.is(buffer.device()):
-				s.mounts = append(s.mounts, mount{root: buffer.root(), point: buffer.point()})
-			default:
-				found[id] = nil
 			}
 		}
 		uses = append(uses, s.usesOf(t)...)
@@ -127,6 +101,35 @@ func (f *Filesystem) listed(t target) ([]Use, error) {
 		f.remember(known, found, total)
 	}
 	return uses, nil
+}
+
+// look asks about a mount, and adds it to those that were seen. found gets overlays, and nil for mounts of other filesystems.
+func (f *Filesystem) look(s *seen, id uint64, found map[uint64]*overlay, buffer mountStat) (mountStat, error) {
+	buffer, err := s.namespace.stat(id, statmountSuperblock|statmountRoot|statmountPoint, buffer)
+	if err != nil {
+		return buffer, err
+	}
+	switch {
+	case buffer.magic() == unix.OVERLAYFS_SUPER_MAGIC:
+		o := &overlay{point: buffer.point(), device: buffer.device()}
+		if buffer, err = s.namespace.stat(id, statmountOptions|statmountSource, buffer); err != nil {
+			return buffer, err
+		}
+		if !buffer.has(statmountOptions) {
+			return buffer, unix.ENOSYS
+		}
+		o.layers = LayersOf(buffer.options())
+		if buffer.has(statmountSource) && !f.noSources {
+			o.setSource(buffer.source())
+		}
+		found[id] = o
+		s.addOverlay(o)
+	case f.is(buffer.device()):
+		s.mounts = append(s.mounts, mount{root: buffer.root(), point: buffer.point()})
+	default:
+		found[id] = nil
+	}
+	return buffer, nil
 }
 
 // remember keeps found mounts, and forgets known mounts once most of them are gone.

@@ -106,7 +106,7 @@ func Present(file string) (Lock, error) {
 	}
 	lock := Lock{f, presenceAt}
 	if ok, err := lock.try(unix.F_RDLCK); !ok {
-		return Lock{}, errors.Join(err, fmt.Errorf("lock %s: somebody else has it exclusively", f.Name()), lock.Close())
+		return Lock{}, errors.Join(err, fmt.Errorf("lock %s: another caller holds it exclusively", f.Name()), lock.Close())
 	}
 	return lock, nil
 }
@@ -119,12 +119,6 @@ func (l Lock) IsAlone() (bool, error) {
 		return false, &os.PathError{Op: "look at lock", Path: l.Name(), Err: err}
 	}
 	return lock.Type == unix.F_UNLCK, nil
-}
-
-// Want is a name to lock.
-type Want struct {
-	Name      string
-	Exclusive bool // else shared
 }
 
 // All locks all of these names, by bytes of file. It waits for those that somebody else has. It takes the locks in an order
@@ -167,7 +161,7 @@ func (l Lock) wait(ctx context.Context, try func() (ok bool, err error)) error {
 		return nil
 	}
 	if ctx.Err() != nil {
-		err = fmt.Errorf("somebody else changes it: %w", err)
+		err = fmt.Errorf("another caller still has it locked: %w", err)
 	}
 	return errors.Join(err, l.Close())
 }

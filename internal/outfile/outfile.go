@@ -125,7 +125,7 @@ func openPipe(ctx context.Context, path string) (*os.File, error) {
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("nobody reads the pipe %s: %w", path, context.Cause(ctx))
+			return nil, fmt.Errorf("no process reads the pipe %s: %w", path, context.Cause(ctx))
 		}
 	}
 }

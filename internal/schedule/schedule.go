@@ -261,7 +261,7 @@ func (r *Runner) take(ctx context.Context, home Home, s live.Schedule) (outcome 
 	}
 	if !used && err != nil { // the home cannot be opened
 		if noteErr := home.records(r.log).NoteScheduled(ctx, s, m, err); noteErr != nil {
-			r.log.Warn("that a snapshot by schedule has failed cannot be recorded", "layer", s.Layer, "error", noteErr)
+			r.log.Warn("the failure of a scheduled snapshot cannot be recorded", "layer", s.Layer, "error", noteErr)
 		}
 	}
 	log := r.log.With("layer", s.Layer, "every", s.Name(), "reference", s.Hooks.Reference, "error", err)

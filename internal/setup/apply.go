@@ -189,6 +189,9 @@ func Undo(target Target, h Host) (*Plan, error) {
 				unifiedDiff(file, last, current), real, recordSuffix, unifiedDiff(file, last, r.before()))}
 		}
 		p.Changes = append(p.Changes, c)
+		if file == h.CowshedConfig {
+			p.Units = append(p.Units, cowshedUnit) // last: until then the engine may use the plugin
+		}
 	}
 	if len(p.Changes) == 0 {
 		return p, nil

@@ -165,7 +165,7 @@ func (h Host) containerdText(version int64, config *containerdconf.Config) ([]by
 	var b strings.Builder
 	if p, there := config.Proxies[snapshotter]; !there {
 		fmt.Fprintf(&b, `
-# The snapshotter. Its name is what clients choose it by.
+# The snapshotter. Clients choose it by this name.
 [proxy_plugins.%s]
   type = "snapshot"
   address = %s
@@ -191,7 +191,7 @@ func (h Host) containerdText(version int64, config *containerdconf.Config) ([]by
 	}
 	if own, walking := config.Asks([]string{differ}); own < 0 || walking < own {
 		fmt.Fprintf(&b, `
-# Snapshots of other snapshotters are for containerd's own differ: Cowshed passes on what it does not know.
+# Snapshots of other snapshotters are for containerd's own differ: Cowshed passes on the snapshots that it does not know.
 [plugins."io.containerd.service.v1.diff-service"]
   default = [%s]
 `, strings.Join(diffOrder(config, differ), ", "))

@@ -49,7 +49,7 @@ func (h Host) engineMajor() (int, error) {
 	if version == "" {
 		out, err := exec.Command("dockerd", "--version").Output()
 		if err != nil {
-			return 0, fault.New(errdefs.ErrInvalidArgument, "which Docker Engine it is could not be found out (dockerd --version: %w); say --engine VERSION", err)
+			return 0, fault.New(errdefs.ErrInvalidArgument, "the version of the Docker Engine is unknown (dockerd --version: %w): say --engine VERSION", err)
 		}
 		version = versionPattern.FindString(string(out))
 	}

@@ -15,16 +15,7 @@ import (
 )
 
 // lock keeps others from changing configurations in a directory.
-func lock(ctx context.Context, dir string) (unlock func(), err error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := flock.Exclusive(ctx, d); err != nil {
-		return nil, errors.Join(err, d.Close())
-	}
-	return func() { _ = flock.Release(d) }, nil // all is done, and the lock ends with the process at the latest
-}
+func lock(ctx context.Context, dir string) (unlock func(), err error) { return flock.Dir(ctx, dir) }
 
 // copyAttributes gives a new file the owner, mode and extended attributes of the file that it will replace.
 func copyAttributes(f *os.File, file string, info fs.FileInfo) error {

@@ -103,7 +103,7 @@ func (r *RefusedError) Error() string {
 		text = fmt.Sprintf("%s: %v", text, r.Cause)
 	}
 	if r.Paste != "" {
-		text += "\nWhat belongs there:\n\n" + strings.TrimRight(r.Paste, "\n") + "\n"
+		text += "\nPut this there:\n\n" + strings.TrimRight(r.Paste, "\n") + "\n"
 	}
 	return text
 }

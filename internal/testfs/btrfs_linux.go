@@ -75,13 +75,7 @@ func turnQuotaOn(t testing.TB, mnt string, c btrfsConfig) {
 // mountLoop mounts the image on mnt until the test ends or unmount is called.
 func mountLoop(t testing.TB, image, mnt string) (unmount func()) {
 	t.Helper()
-	loop, err := attachLoop(image)
-	if err != nil {
-		if errors.Is(err, errNoLoop) {
-			Skip(t, "%v", err)
-		}
-		t.Fatalf("testfs: %v", err)
-	}
+	loop := attachLoop(t, image)
 	// The device detaches itself when its last user is gone. From here on that is the mount.
 	defer loop.Close()
 

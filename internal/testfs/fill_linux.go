@@ -20,7 +20,7 @@ type Space uint8
 const (
 	// Data is the space for the contents of files.
 	Data Space = iota
-	// Metadata is the space for everything else. Only btrfs keeps it apart.
+	// Metadata is the space for everything else. Only btrfs keeps it apart. On ZFS it is the last bytes, which Data may leave.
 	Metadata
 )
 
@@ -41,8 +41,11 @@ func Fill(t testing.TB, mnt string, what Space, percent int) {
 		t.Fatalf("testfs: fill %s: %v", mnt, err)
 	}
 	fill := f.fillData
-	if what == Metadata {
+	switch {
+	case what == Metadata && f.onBtrfs():
 		fill = f.fillMetadata
+	case what == Metadata:
+		fill = f.fillEntries
 	}
 	if err := fill(percent); err != nil {
 		t.Fatalf("testfs: fill %s: %v", mnt, err)
@@ -70,7 +73,7 @@ func (f filler) fillData(percent int) error {
 		if err := errors.Join(err, unix.Syncfs(int(file.Fd()))); err != nil {
 			return err
 		}
-		if room < piece {
+		if room < piece || piece > 1<<20 && f.free() < piece {
 			piece /= 2
 			continue
 		}
@@ -102,11 +105,7 @@ func (f filler) room(percent int) (int64, error) {
 
 // take makes the file longer. On btrfs that needs no writing.
 func (f filler) take(file *os.File, at, size int64) error {
-	var stat unix.Statfs_t
-	if err := unix.Statfs(f.mnt, &stat); err != nil {
-		return err
-	}
-	if stat.Type == unix.BTRFS_SUPER_MAGIC {
+	if f.onBtrfs() {
 		return unix.Fallocate(int(file.Fd()), 0, at, size)
 	}
 	bytes := make([]byte, size)
@@ -115,6 +114,42 @@ func (f filler) take(file *os.File, at, size int64) error {
 		return err
 	}
 	return file.Sync()
+}
+
+// free is how many bytes the filesystem says are free. Files on btrfs may take more, and are asked.
+func (f filler) free() int64 {
+	var stat unix.Statfs_t
+	if f.onBtrfs() || unix.Statfs(f.mnt, &stat) != nil {
+		return 1 << 62
+	}
+	return int64(stat.Bavail) * stat.Bsize
+}
+
+func (f filler) onBtrfs() bool {
+	var stat unix.Statfs_t
+	return unix.Statfs(f.mnt, &stat) == nil && stat.Type == unix.BTRFS_SUPER_MAGIC
+}
+
+// fillEntries makes ever smaller files, until no empty one fits. ZFS counts space when a transaction group is written.
+func (f filler) fillEntries(percent int) error {
+	if percent < 100 {
+		return nil
+	}
+	for size := 64 << 10; ; {
+		content := make([]byte, size)
+		_, _ = cryptorand.Read(content) // never fails
+		err := os.WriteFile(filepath.Join(f.dir, "entry-"+cryptorand.Text()[:12]), content, 0o600)
+		if err := errors.Join(ignoreFull(err), runZFS("zpool", "sync")); err != nil {
+			return err
+		}
+		switch {
+		case err == nil:
+		case size == 0:
+			return nil
+		default:
+			size /= 16
+		}
+	}
 }
 
 // fillMetadata makes files with attributes, and where no more file fits gives those that there are more attributes,

@@ -5,12 +5,14 @@ import (
 	"io/fs"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // TestPatienceEnds: each wait for a goroutine ends, and fails its test.
@@ -73,7 +75,9 @@ func TestWaitForProcess(t *testing.T) {
 	var exit *exec.ExitError
 	require.ErrorAs(t, wait(t, cmd, time.Second), &exit)
 	assert.Equal(t, 3, exit.ExitCode())
-	require.NoError(t, exec.Command("kill", string(bytes.TrimSpace(out.Bytes()))).Run())
+	left, err := strconv.Atoi(string(bytes.TrimSpace(out.Bytes())))
+	require.NoError(t, err)
+	require.NoError(t, unix.Kill(left, unix.SIGTERM))
 
 	r = &recorder{TB: t}
 	cmd = exec.Command("sleep", "1000")

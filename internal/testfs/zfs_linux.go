@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -63,6 +65,81 @@ func ZFS(t testing.TB) (dataset, mountpoint string) {
 	return dataset, mountpoint
 }
 
+// OwnZpool makes a pool of poolSize bytes in a file in memory, where at most room bytes of it can be stored. It returns the
+// pool's name, and the directory of the file, from which zpool imports it again. The pool mounts nothing by itself. When the
+// test ends, the pool is destroyed. The test is skipped as by [Zpool].
+func OwnZpool(t testing.TB, poolSize, room int64) (pool, dir string) {
+	t.Helper()
+	Zpool(t)
+	dir = t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+strconv.FormatInt(room, 10)); err != nil {
+		t.Fatalf("testfs: mount %s: %v", dir, err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("testfs: unmount %s: %v", dir, err)
+		}
+	})
+	image := filepath.Join(dir, "pool")
+	err := os.WriteFile(image, nil, 0o600)
+	if err := errors.Join(err, os.Truncate(image, poolSize)); err != nil {
+		t.Fatalf("testfs: %v", err)
+	}
+	pool = "cowshed" + strings.ToLower(rand.Text()[:12])
+	if err := runZFS("zpool", "create", "-f", "-o", "cachefile=none", "-O", "compression=off", "-m", "none", pool, image); err != nil {
+		t.Fatalf("testfs: %v", err)
+	}
+	t.Cleanup(func() {
+		// The kernel may still be about to forget the last dataset that was open.
+		var err error
+		if !eventually(patience, func() bool { err = runZFS("zpool", "destroy", "-f", pool); return err == nil }) {
+			t.Errorf("testfs: %v", err)
+		}
+	})
+	return pool, dir
+}
+
+// Bound is the bound of the space of a dataset of [SmallZFS].
+type Bound uint8
+
+const (
+	// ByPool says that the pool has no more.
+	ByPool Bound = iota
+	// ByQuota says that the dataset has a quota, and that the pool has more.
+	ByQuota
+)
+
+// Bounds are the bounds by name, for tests that fill a dataset. In a short run they are quotas alone.
+func Bounds() map[string]Bound {
+	bounds := map[string]Bound{"quota": ByQuota}
+	if Long() {
+		bounds["pool"] = ByPool
+	}
+	return bounds
+}
+
+// SmallZFS is [ZFS] with so many bytes of space. [Fill] fills it.
+func SmallZFS(t testing.TB, size int64, by Bound) (dataset, mountpoint string) {
+	t.Helper()
+	var err error
+	if by == ByQuota {
+		dataset, mountpoint = ZFS(t)
+		err = runZFS("zfs", "set", "quota="+strconv.FormatInt(size, 10), dataset)
+	} else {
+		pool, _ := OwnZpool(t, size, 2*size)
+		dataset, mountpoint = pool+"/root", filepath.Join(t.TempDir(), "zfs")
+		err = runZFS("zfs", "create", "-o", "mountpoint="+mountpoint, dataset)
+		t.Cleanup(func() {
+			unmountDatasets(t, dataset, mountpoint)
+			unmountBelow(t, mountpoint)
+		})
+	}
+	if err != nil {
+		t.Fatalf("testfs: %v", err)
+	}
+	return dataset, mountpoint
+}
+
 // unmountDatasets unmounts datasets and snapshots below dataset that the test left mounted. Mounts below mountpoint
 // are ZFS's own doing; others are leaks and fail the test.
 func unmountDatasets(t testing.TB, dataset, mountpoint string) {
@@ -75,7 +152,7 @@ func unmountDatasets(t testing.TB, dataset, mountpoint string) {
 		t.Errorf("testfs: %v", err)
 		return
 	}
-	for _, info := range infos {
+	for _, info := range slices.Backward(infos) { // a dataset inside another is listed after it
 		if !strings.HasPrefix(info.Mountpoint, mountpoint+"/") {
 			t.Errorf("testfs: the test left %s mounted on %s", info.Source, info.Mountpoint)
 		}
@@ -113,15 +190,16 @@ type zfsError struct {
 }
 
 func (e *zfsError) Error() string {
-	return "zfs " + strings.Join(e.args, " ") + ": " + e.err.Error() + ": " + e.output
+	return strings.Join(e.args, " ") + ": " + e.err.Error() + ": " + e.output
 }
 
 func (e *zfsError) Unwrap() error { return e.err }
 
-func runZFS(zfs string, args ...string) error {
-	out, err := exec.Command(zfs, args...).CombinedOutput()
+// runZFS runs a command of ZFS.
+func runZFS(command string, args ...string) error {
+	out, err := exec.Command(command, args...).CombinedOutput()
 	if err != nil {
-		return &zfsError{args: args, output: string(bytes.TrimSpace(out)), err: err}
+		return &zfsError{args: append([]string{command}, args...), output: string(bytes.TrimSpace(out)), err: err}
 	}
 	return nil
 }

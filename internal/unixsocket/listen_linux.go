@@ -47,7 +47,7 @@ func listen(ctx context.Context, path string, gid int) (_ net.Listener, err erro
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := lockDir(ctx, filepath.Dir(path))
+	unlock, err := flock.Dir(ctx, filepath.Dir(path)) // others may make and remove sockets there
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func checkUnused(ctx context.Context, path string) error {
 
 // removeSocket removes the socket at path if it is the given one and not another's since.
 func removeSocket(ctx context.Context, path string, own os.FileInfo) error {
-	unlock, err := lockDir(ctx, filepath.Dir(path))
+	unlock, err := flock.Dir(ctx, filepath.Dir(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -152,16 +152,4 @@ func removeSocket(ctx context.Context, path string, own os.FileInfo) error {
 		return nil
 	}
 	return err
-}
-
-// lockDir keeps other processes that do the same from making and removing sockets in dir.
-func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := flock.Exclusive(ctx, f); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return func() { _ = flock.Release(f) }, nil // it is a directory
 }

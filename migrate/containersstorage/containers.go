@@ -41,7 +41,7 @@ func (l *lister) container(record *containerRecord) (*migrate.Container, error) 
 			return nil, err
 		}
 		if l.used[top.parent] && top.parent.kind != migrate.ImageLayer {
-			return nil, fault.New(errdefs.ErrDataLoss, "the layer %q is above that of another container", top.ID)
+			return nil, fault.New(errdefs.ErrDataLoss, "layer %q is above the layer of another container", top.ID)
 		}
 	}
 	container := &migrate.Container{ID: record.ID, Name: firstOf(record.Names), Layer: top.ID}

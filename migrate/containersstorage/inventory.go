@@ -152,7 +152,7 @@ func (l *lister) look(at *layer) {
 	case at.DiffID == "":
 		at.wrong = fault.New(errdefs.ErrFailedPrecondition, "layer %q: the digest of its tar is not recorded", at.ID)
 	case at.DiffID.Validate() != nil:
-		at.wrong = fault.New(errdefs.ErrDataLoss, "layer %q: digest %.100q is none", at.ID, at.DiffID)
+		at.wrong = fault.New(errdefs.ErrDataLoss, "layer %q: digest %.100q is malformed", at.ID, at.DiffID)
 	case at.parent == nil:
 		at.chain = at.DiffID
 	default:

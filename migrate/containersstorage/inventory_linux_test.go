@@ -121,7 +121,7 @@ func TestBroken(t *testing.T) {
 		}, []string{"image/bad"}, errdefs.ErrDataLoss, "in the configuration"}, // the container's layers are whole
 		{"a digest that is none", func(_ *storage, layers map[string]map[string]any, _ map[string]any) {
 			layers["bad"]["diff-digest"] = "sha256:../../x"
-		}, all, errdefs.ErrDataLoss, "is none"},
+		}, all, errdefs.ErrDataLoss, "malformed"},
 		{"a cycle of parents", func(_ *storage, layers map[string]map[string]any, _ map[string]any) {
 			layers["bad"]["parent"] = "top"
 		}, all, errdefs.ErrDataLoss, "below itself"},

@@ -104,7 +104,7 @@ func parseRecords[T any](data []byte) ([]T, error) {
 		return nil, fault.As(errdefs.ErrDataLoss, err)
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return nil, fault.New(errdefs.ErrDataLoss, "there is more behind the JSON array")
+		return nil, fault.New(errdefs.ErrDataLoss, "it has data after the JSON array")
 	}
 	return records, nil
 }

@@ -32,26 +32,15 @@ type mount struct {
 // readMounts reads which layers containers have.
 func (l *lister) readMounts(ctx context.Context) error {
 	db := path.Join(l.image, "layerdb/mounts")
-	containers, err := l.list(db)
-	if err != nil {
-		return err
-	}
 	l.mounts = map[string]*mount{}
-	for _, id := range containers {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if !isID(id) {
-			l.problem(whatContainer, shown(id), "", fault.New(errdefs.ErrInvalidArgument, "%s is no container ID", shown(id)))
-			continue
-		}
+	return l.eachID(ctx, db, whatContainer, func(id string) error {
 		m := &mount{}
 		m.err = m.read(l.root, path.Join(db, id))
 		l.owners.claim(m.id)
 		l.owners.claim(m.initID)
 		l.mounts[id] = m
-	}
-	return nil
+		return nil
+	})
 }
 
 func (m *mount) read(root *rootdir.Dir, name string) error {
@@ -91,25 +80,18 @@ type containerConfig struct {
 
 // addContainers adds the containers of the driver, with their layers.
 func (l *lister) addContainers(ctx context.Context) error {
-	ids, err := l.list("containers")
-	if err != nil {
-		return err
-	}
 	images := map[digest.Digest]bool{}
 	for i := range l.inv.Images {
 		images[l.inv.Images[i].ID] = true
 	}
-	for _, id := range ids {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if !isID(id) {
-			l.problem(whatContainer, shown(id), "", fault.New(errdefs.ErrInvalidArgument, "%s is no container ID", shown(id)))
-			continue
-		}
+	err := l.eachID(ctx, "containers", whatContainer, func(id string) error {
 		m := l.mounts[id]
 		delete(l.mounts, id)
 		l.addContainer(id, m, images)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	// A build that was killed leaves such layers.
 	for _, id := range slices.Sorted(maps.Keys(l.mounts)) {
@@ -165,7 +147,7 @@ func parseContainer(data []byte, id string) (*containerConfig, error) {
 		return nil, notJSON(err)
 	}
 	if config.ID != id {
-		return nil, fault.New(errdefs.ErrDataLoss, "the configuration is that of container %s", shown(config.ID))
+		return nil, fault.New(errdefs.ErrDataLoss, "the configuration belongs to container %s", shown(config.ID))
 	}
 	return config, nil
 }

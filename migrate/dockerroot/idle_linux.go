@@ -16,5 +16,5 @@ func Idle(ctx context.Context, dir string) (err error) {
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	s := &Source{root: root}
-	return errors.Join(fault.Wrap("see who uses", root.Path(), s.checkLocks(ctx)), s.locks.Release())
+	return errors.Join(fault.Wrap("look for users of", root.Path(), s.checkLocks(ctx)), s.locks.Release())
 }

@@ -20,31 +20,24 @@ func (l *lister) addImages(ctx context.Context) error {
 		return err
 	}
 	dir := path.Join(l.image, "imagedb/content/sha256")
-	files, err := l.list(dir)
-	if err != nil {
-		return err
-	}
 	total := int64(0)
-	for _, file := range files {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if !isID(file) {
-			l.problem(whatImage, shown(file), "", fault.New(errdefs.ErrInvalidArgument, "%s is no image ID", shown(file)))
-			continue
-		}
+	err = l.eachID(ctx, dir, whatImage, func(file string) error {
 		id := digest.NewDigestFromEncoded(digest.SHA256, file)
 		named := names.take(id)
 		image, err := l.readImage(path.Join(dir, file), id)
 		if err != nil {
 			l.problem(whatImage, string(id), named.first(), err)
-			continue
+			return nil
 		}
 		if total += int64(len(image.Config)); total > maxConfigs {
 			return fault.New(errdefs.ErrResourceExhausted, "the configurations of images have more than %d bytes", maxConfigs)
 		}
 		image.Names, image.Digests = named.tags, named.digests
 		l.inv.Images = append(l.inv.Images, *image)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	l.addParents()
 	for _, id := range names.ids() {

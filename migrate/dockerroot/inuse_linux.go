@@ -26,7 +26,7 @@ var databases = []string{
 func (s *Source) InUse(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
-			err = errors.Join(fault.Wrap("see who uses", s.root.Path(), err), s.locks.Release())
+			err = errors.Join(fault.Wrap("look for users of", s.root.Path(), err), s.locks.Release())
 		}
 	}()
 	if err := s.checkLocks(ctx); err != nil {

@@ -64,6 +64,25 @@ func (s *Source) list(name string) ([]string, error) {
 	return names, rootdir.NotFound(err)
 }
 
+// eachID calls do for the files of a directory that have the ID of a container or an image as their names. Others are problems.
+func (l *lister) eachID(ctx context.Context, dir, what string, do func(id string) error) error {
+	names, err := l.list(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if !isID(name) {
+			l.problem(what, shown(name), "", fault.New(errdefs.ErrInvalidArgument, "%s is no %s ID", shown(name), what))
+		} else if err := do(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // addWithParents adds a layer to the list, after those below it.
 func (all *imageLayers) addWithParents(l *imageLayer) {
 	const visited = -1

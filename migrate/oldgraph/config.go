@@ -94,7 +94,7 @@ func withPorts(config json.RawMessage) (json.RawMessage, error) {
 		inside := spec[strings.LastIndexByte(spec, ':')+1:]
 		port, protocol, _ := strings.Cut(inside, "/")
 		if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
-			return nil, fmt.Errorf("port %.100q is none", spec)
+			return nil, fmt.Errorf("port %.100q is malformed", spec)
 		}
 		if protocol == "" {
 			protocol = "tcp"

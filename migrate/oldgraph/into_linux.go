@@ -15,17 +15,18 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/treecopy"
 	"github.com/cowshed/cowshed/internal/eintr"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/migrate/internal/removal"
 	"github.com/cowshed/cowshed/migrate/internal/rootuse"
 )
 
 // lock keeps other calls of Into from the root as long as the directory is open.
 func lock(dir *os.File) error {
-	err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	free, err := flock.TryExclusive(dir)
+	if err == nil && !free {
 		return fault.New(fault.ErrInUse, "another process moves its layers")
 	}
-	return os.NewSyscallError("flock", err)
+	return err
 }
 
 // renameNames gives the file of names the driver's name, as each driver of Docker 0.7 had a file of its own.

@@ -162,7 +162,7 @@ func parseImage(data []byte, id string) (record imageRecord, err error) {
 		return record, fault.New(errdefs.ErrDataLoss, "its record: %w", err)
 	}
 	if record.ID != id {
-		return record, fault.New(errdefs.ErrDataLoss, "its record is that of image %.100q", record.ID)
+		return record, fault.New(errdefs.ErrDataLoss, "its record belongs to image %.100q", record.ID)
 	}
 	if record.Parent != "" && cowcommon.CheckID(record.Parent) != nil {
 		return record, fault.New(errdefs.ErrDataLoss, "its record has a parent that is no ID: %.100q", record.Parent)

@@ -35,7 +35,9 @@ var _ migrate.Source = (*Source)(nil)
 
 // Open opens the root at path, such as "/var/lib/docker". Returns errdefs.ErrNotFound if no directory of graph has the
 // files of an image: Docker 0.7 and later keep records alone there.
-func Open(_ context.Context, path string) (*Source, error) {
+func Open(_ context.Context, path string) (*Source, error) { return open(path) }
+
+func open(path string) (*Source, error) {
 	root, err := rootdir.Open(path)
 	if err != nil {
 		return nil, fault.Wrap("open the root", path, rootdir.NotFound(err))
@@ -53,7 +55,7 @@ func Open(_ context.Context, path string) (*Source, error) {
 
 // Detect reports whether Open would open the root.
 func Detect(path string) (bool, error) {
-	s, err := Open(context.Background(), path)
+	s, err := open(path)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil
 	}

@@ -59,7 +59,7 @@ func readChanges(ctx context.Context, dir *os.File) (c changes, err error) {
 		case strings.HasPrefix(name, ownFile):
 			c.own = append(c.own, change.Path)
 		case target == "" || target == "." || target == "..":
-			return c, fault.New(errdefs.ErrDataLoss, "the whiteout %q names nothing", change.Path)
+			return c, fault.New(errdefs.ErrDataLoss, "the whiteout %q has no valid name after its prefix", change.Path)
 		default:
 			c.list = append(c.list, archive.Change{Path: parent + "/" + target, Kind: archive.ChangeDelete})
 		}
@@ -67,7 +67,7 @@ func readChanges(ctx context.Context, dir *os.File) (c changes, err error) {
 	slices.SortFunc(c.list, func(a, b archive.Change) int { return strings.Compare(a.Path, b.Path) })
 	for i := 1; i < len(c.list); i++ {
 		if c.list[i].Path == c.list[i-1].Path {
-			return c, fault.New(errdefs.ErrDataLoss, "%q is there, and has a whiteout", c.list[i].Path)
+			return c, fault.New(errdefs.ErrDataLoss, "the layer has both %q and a whiteout for it", c.list[i].Path)
 		}
 	}
 	return c, nil

@@ -61,7 +61,7 @@ func (t *Target) checkNames(ctx context.Context, image *migrate.Image) error {
 // checkContainer returns errdefs.ErrAlreadyExists if something else has the snapshots of a container.
 func (t *Target) checkContainer(ctx context.Context, c *migrate.Container) error {
 	if !containerID.MatchString(c.ID) {
-		return fault.New(errdefs.ErrInvalidArgument, "an ID must consist of letters, digits and -_.")
+		return fault.New(errdefs.ErrInvalidArgument, "an ID must consist of letters, digits, \"-\", \"_\" and \".\"")
 	}
 	for layer, p := range t.places {
 		if p.container != c.ID {

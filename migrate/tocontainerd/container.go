@@ -42,7 +42,7 @@ func nameOf(c *migrate.Container) string {
 func (t *Target) containerSnapshot(ctx context.Context, c *migrate.Container) (snapshots.Info, error) {
 	info, err := t.snapshots.Stat(ctx, c.ID)
 	if err == nil && (info.Labels[LayerLabel] != c.Layer || info.Labels[FillingLabel] != "") {
-		err = fault.New(errdefs.ErrNotFound, "snapshot %s is not that of the container", c.ID)
+		err = fault.New(errdefs.ErrNotFound, "snapshot %s does not belong to the container", c.ID)
 	}
 	return info, err
 }

@@ -67,7 +67,7 @@ func (t *Target) hasRoom(ctx context.Context, needed uint64) error {
 // checkRoom is snapshotter.Snapshotter.CheckRoom.
 func (t *Target) checkRoom(ctx context.Context, needed uint64) error {
 	if t.offers == nil {
-		return fault.New(errdefs.ErrNotImplemented, "nobody measures space")
+		return fault.New(errdefs.ErrNotImplemented, "this target does not measure space")
 	}
 	return t.offers.CheckRoom(ctx, needed)
 }
@@ -100,7 +100,7 @@ func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate
 	}
 	return fill.HowTo(ctx, root, layer, content, below, func(ctx context.Context, _, planned string) error {
 		if t.offers == nil {
-			return fault.New(errdefs.ErrNotImplemented, "nobody takes offers")
+			return fault.New(errdefs.ErrNotImplemented, "this target takes no offers")
 		}
 		return t.offers.CheckOffer(ctx, t.opts.Namespace, parent, content.Volume, planned)
 	})

@@ -281,7 +281,7 @@ func (m making) checkOrigin(mounts []mount.Mount) error {
 	return withTree(mounts, func(dir *os.File) error {
 		is, err := isCopy(mounts, dir, m.from)
 		if err == nil && !is {
-			err = fault.New(errdefs.ErrDataLoss, "another volume than that of the layer was at %s", m.from.Volume)
+			err = fault.New(errdefs.ErrDataLoss, "%s was another volume than the layer's", m.from.Volume)
 		}
 		return err
 	})

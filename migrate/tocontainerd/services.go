@@ -4,17 +4,11 @@ import (
 	"context"
 	"fmt"
 
-	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
-	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
-	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/content"
-	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
-	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
@@ -41,18 +35,15 @@ type services struct {
 // connect connects to containerd, and to the Cowshed that it uses. Returns errdefs.ErrUnavailable if no containerd
 // answers, and errdefs.ErrNotFound if it has no such snapshotter.
 func connect(ctx context.Context, o Options) (*services, error) {
-	conn, err := containerdapi.Dial(o.Address)
+	c, err := containerdapi.Connect(o.Address)
 	if err != nil {
 		return nil, err
 	}
 	s := &services{
-		content:   contentproxy.NewContentStore(conn),
-		snapshots: snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), o.Snapshotter),
-		images:    containerdapi.ImageStore{Client: imagesapi.NewImagesClient(conn)},
-		leases:    leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
-		closers:   []func() error{conn.Close},
+		content: c.Content, snapshots: c.Snapshots(o.Snapshotter), images: c.Images, leases: c.Leases,
+		closers: []func() error{c.Close},
 	}
-	address, root, err := proxyOf(ctx, conn, o)
+	address, root, err := proxyOf(ctx, c.Conn, o)
 	if err != nil {
 		return s, err
 	}

@@ -57,8 +57,8 @@ type Target struct {
 
 	mu       sync.Mutex
 	driver   *cowdriver.Driver
-	swept    bool            // remains of a run that was cut off are gone
-	verified map[string]bool // layers that were made and compared just now
+	swept    bool // remains of a run that was cut off are gone
+	verified fill.Verified
 }
 
 var _ migrate.Target = (*Target)(nil)
@@ -77,7 +77,7 @@ func New(opts Options) (*Target, error) {
 	case opts.Plugin == opts.SourceDriver:
 		return nil, fault.New(errdefs.ErrInvalidArgument, "the layers are those of plugin %s already", opts.Plugin)
 	}
-	t := &Target{opts: opts, verified: make(map[string]bool)}
+	t := &Target{opts: opts}
 	return t, t.checkLinks()
 }
 
@@ -227,14 +227,14 @@ func (t *Target) checkFree(ctx context.Context) error {
 		return err
 	}
 	if half {
-		return fault.New(errdefs.ErrFailedPrecondition, "an undo was cut off: go on with undo")
+		return fault.New(errdefs.ErrFailedPrecondition, "an undo was interrupted: run undo again")
 	}
 	staged, err := isThere(t.staging())
 	if err != nil {
 		return err
 	}
 	if staged {
-		return fault.New(errdefs.ErrAlreadyExists, "%s is there, and is not of this migration: remove it", t.staging())
+		return fault.New(errdefs.ErrAlreadyExists, "%s exists already, and does not belong to this migration: remove it", t.staging())
 	}
 	used, err := hasState(t.place())
 	if err != nil {
@@ -363,9 +363,9 @@ func (t *Target) fill(ctx context.Context, driver *cowdriver.Driver, layer *migr
 		return err
 	}
 	t.opts.Logger.Debug("made a layer", "layer", layer.ID, "how", report.How, "copied", report.Copied)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.verified[layer.ID] = v.Complete != nil
+	if v.Complete != nil {
+		t.verified.Add(layer.ID)
+	}
 	return nil
 }
 
@@ -408,26 +408,16 @@ func (t *Target) Verify(ctx context.Context, item migrate.Item, source migrate.S
 	case item.Container != nil:
 		return t.verifyContainer(item.Container)
 	}
-	t.mu.Lock()
-	was := t.verified[item.Layer.ID]
-	delete(t.verified, item.Layer.ID)
-	t.mu.Unlock()
-	if was {
-		return nil
-	}
-	return t.verifyLayer(ctx, item.Layer, source)
+	return t.verified.Verify(ctx, item.Layer.ID, item.Layer, source, func(content *migrate.Content) error {
+		return t.verifyLayer(ctx, item.Layer, content)
+	})
 }
 
-func (t *Target) verifyLayer(ctx context.Context, layer *migrate.Layer, source migrate.Source) (err error) {
+func (t *Target) verifyLayer(ctx context.Context, layer *migrate.Layer, content *migrate.Content) error {
 	driver, err := t.open(ctx)
 	if err != nil {
 		return err
 	}
-	content, err := source.Open(ctx, layer.ID)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, content.Close()) }()
 	c := compared{volume: layer.ID}
 	if layer.Kind == migrate.ImageLayer {
 		c.metadata = t.layerDir(layer)

@@ -382,7 +382,7 @@ func TestHalfUndo(t *testing.T) {
 	require.NoError(t, target.Close())
 	err := e.run()
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	require.ErrorContains(t, err, "go on with undo")
+	require.ErrorContains(t, err, "run undo again")
 	require.NoError(t, e.undo())
 	assert.Empty(t, e.volumes())
 	require.NoError(t, e.run())

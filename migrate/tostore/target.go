@@ -44,7 +44,7 @@ type Target struct {
 
 	mu       sync.Mutex
 	takeover *image.Takeover
-	verified map[string]bool // volumes that were made and compared just now
+	verified fill.Verified
 }
 
 var _ migrate.Target = (*Target)(nil)
@@ -59,11 +59,10 @@ func New(opts Options) (*Target, error) {
 		return nil, err
 	}
 	return &Target{
-		opts:     opts,
-		backend:  opts.Driver.Backend(),
-		images:   image.NewStore(opts.Images, opts.Driver, opts.Logger),
-		names:    names,
-		verified: make(map[string]bool),
+		opts:    opts,
+		backend: opts.Driver.Backend(),
+		images:  image.NewStore(opts.Images, opts.Driver, opts.Logger),
+		names:   names,
 	}, nil
 }
 
@@ -287,9 +286,9 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 		return errors.Join(err, takeover.DropParts(context.WithoutCancel(ctx), name))
 	}
 	t.opts.Logger.Debug("made a layer", "layer", name, "how", report.How, "copied", report.Copied)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.verified[name] = !t.opts.Trust
+	if !t.opts.Trust {
+		t.verified.Add(name)
+	}
 	return nil
 }
 
@@ -387,19 +386,9 @@ func (t *Target) Verify(ctx context.Context, item migrate.Item, source migrate.S
 		return err
 	}
 	name, _ := t.volume(item.Layer)
-	if t.wasVerified(name) {
-		return nil
-	}
-	return t.verifyLayer(ctx, name, item.Layer, source)
-}
-
-// wasVerified reports, once, whether MakeLayer has compared a volume.
-func (t *Target) wasVerified(name string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	was := t.verified[name]
-	delete(t.verified, name)
-	return was
+	return t.verified.Verify(ctx, name, item.Layer, source, func(content *migrate.Content) error {
+		return t.verifyLayer(ctx, name, item.Layer, content)
+	})
 }
 
 // compared is a volume that is compared with its source.
@@ -417,7 +406,7 @@ func (t *Target) compare(ctx context.Context, takeover *image.Takeover, layer *m
 	})
 }
 
-func (t *Target) verifyLayer(ctx context.Context, name string, layer *migrate.Layer, source migrate.Source) (err error) {
+func (t *Target) verifyLayer(ctx context.Context, name string, layer *migrate.Layer, content *migrate.Content) error {
 	takeover, err := t.open(ctx)
 	if err != nil {
 		return err
@@ -426,11 +415,6 @@ func (t *Target) verifyLayer(ctx context.Context, name string, layer *migrate.La
 	if err != nil {
 		return err
 	}
-	content, err := source.Open(ctx, layer.ID)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, content.Close()) }()
 	return t.compare(ctx, takeover, layer, content, compared{volume: name, name: name, parent: parent})
 }
 

@@ -198,8 +198,9 @@ func waitEngine(t *testing.T, ctx context.Context, c *harness.Cowshed, engine st
 	}, testfs.Patience, 20*time.Millisecond)
 }
 
-// TestCrictl: pods that crictl makes from JSON have the limits of their annotations: each container its own. exec, a container that
-// is made anew, and restarts of containerd keep them; in the long variant also those of Cowshed. A bad size is refused with a message that crictl prints.
+// TestCrictl: pods that crictl makes from JSON have the limits of their annotations: each container its own. exec, a
+// container that is made anew, and restarts of containerd keep them; in the long variant also those of Cowshed. A bad
+// size is refused with a message that crictl prints.
 func TestCrictl(t *testing.T) {
 	testfs.CheckLeaks(t)
 	ctx := bounded(t)

@@ -246,7 +246,7 @@ func TestSlowDisk(t *testing.T) {
 			}
 			require.NoError(t, create("quick", annotated, "web"))
 			creating.Wait()
-			const late = "setting the limit takes long, and goes on"
+			const late = "setting the limit takes long, and continues in the background"
 			require.EventuallyWithT(t, func(c *assert.CollectT) {
 				assert.Equal(c, map[string]string{"slow-1": late, "slow-2": late}, refused())
 			}, testfs.Patience, time.Millisecond)

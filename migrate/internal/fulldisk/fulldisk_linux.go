@@ -28,8 +28,9 @@ type Host struct {
 	Things func() []string
 }
 
-// Test fills the filesystem before the nth thing is made, for several n; for each in long runs. The run stops there. All that it has made is
-// whole. A run after room was made completes the migration, and Undo takes it back, also while the filesystem is full.
+// Test fills the filesystem before the nth thing is made, for several n; for each in long runs. The run stops there.
+// All that it has made is whole. A run after room was made completes the migration, and Undo takes it back, also while
+// the filesystem is full.
 func Test(t *testing.T, h Host) {
 	before := h.Things()
 	things := h.run(t, nil)

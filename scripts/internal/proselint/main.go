@@ -1,5 +1,5 @@
-// Command proselint checks the words of comments, documents and help texts by the rules of CONTRIBUTING.md that a program
-// can check. It prints each fault as "file:line: rule: sentence", and exits with 1 if there is one.
+// Command proselint checks the words of comments, documents, messages and help texts by the rules of CONTRIBUTING.md that a
+// program can check. It prints each fault as "file:line: rule: sentence", and exits with 1 if there is one.
 package main
 
 import (
@@ -17,7 +17,7 @@ const measured = "docs/benchmarks"
 func main() {
 	flag.Usage = func() {
 		fmt.Fprintf(flag.CommandLine.Output(), "Usage: proselint FILE...\n\n"+
-			"Checks the comments of Go files, the help texts of Go files below cmd/, and Markdown files.\n")
+			"Checks the comments of Go files, the messages and help texts of Go files that are no tests, and Markdown files.\n")
 	}
 	flag.Parse()
 	if flag.NArg() == 0 {

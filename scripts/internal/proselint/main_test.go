@@ -56,6 +56,69 @@ func TestRules(t *testing.T) {
 	}
 }
 
+func TestMessages(t *testing.T) {
+	for message, rule := range map[string]string{
+		"it is gone":                                  "",
+		"it is gone: create it, or name another":      "",
+		"API of version 1.42: refused":                "",
+		"IDs have letters, digits and \"-_.\"":        "",
+		"Docker does not answer":                      "",
+		"WAL of 3 pages":                              "",
+		"The engine does not answer":                  "clause",
+		"it is gone.":                                 "clause",
+		"it is gone. Create it":                       "clause",
+		"it is gone!\n":                               "clause",
+		"see what":                                    "what",
+		strings.Repeat("word ", mostWords) + "more":   "26 words",
+		strings.Repeat("word ", mostWords) + "%w":     "26 words",
+		strings.Repeat("word ", mostWords-1) + "less": "",
+	} {
+		faults := check([]passage{{text: message, message: true}})
+		if rule == "" {
+			assert.Empty(t, faults, message)
+		} else if assert.Len(t, faults, 1, message) {
+			assert.Contains(t, faults[0].rule, rule, message)
+		}
+	}
+}
+
+// TestStrings: of a file that is no test, messages count whatever their length, and other strings from leastWords on.
+func TestStrings(t *testing.T) {
+	for statement, rule := range map[string]string{
+		`fmt.Errorf("see what: %w", err)`:                       "what",
+		`errors.New("what")`:                                    "what",
+		`fault.New(kind, "see what")`:                           "what",
+		`fault.New(kind, "it is gone.")`:                        "clause",
+		`fault.Said(kind, "it is gone.")`:                       "clause",
+		`fault.As(kind, errors.New("it is gone."))`:             "clause",
+		`fault.Wrap("see what", name, err)`:                     "what",
+		`fault.WrapWith("see what", name, "from what", err)`:    "what",
+		`slog.Warn("It is gone")`:                               "clause",
+		`b.log.WarnContext(ctx, "It is gone", "key", "What")`:   "clause",
+		`b.log.With("a", 1).LogAttrs(ctx, level, "It is gone")`: "clause",
+		`s.Log().Info("it is " + "gone.")`:                      "clause",
+		`s.Log().Info("it " + kind + " see what")`:              "what",
+		`refused("see what it has")`:                            "what",
+		`refused("see all of " + "what it has")`:                "what",
+		`refused("see what")`:                                   "",
+		`refused("It is gone and stays.")`:                      "",
+		`run("sh", "-c", "set -e\ntell what\nit has")`:          "",
+		`lines(1 + 2)`:                                          "",
+	} {
+		text := "package a\n\nfunc f() {\n\t" + statement + "\n}\n"
+		in(t, map[string]string{"a.go": text, "a_test.go": text})
+		var out bytes.Buffer
+		faults, err := run(&out, []string{"a.go", "a_test.go"})
+		require.NoError(t, err)
+		if rule == "" {
+			assert.Zero(t, faults, "%s: %s", statement, &out)
+		} else {
+			assert.Equal(t, 1, faults, "%s: %s", statement, &out)
+			assert.Regexp(t, `^a\.go:4: .*`+rule, out.String(), statement)
+		}
+	}
+}
+
 func TestFiles(t *testing.T) {
 	in(t, map[string]string{
 		"a.go":          "package a\n\n// A is what\n// it is.\n//\n//\twhat code does\nconst A = `all of what it is`\n\n//go:generate what\n",
@@ -67,8 +130,8 @@ func TestFiles(t *testing.T) {
 	var out bytes.Buffer
 	faults, err := run(&out, files)
 	require.NoError(t, err)
-	assert.Equal(t, 4, faults)
-	for _, at := range []string{"a.go:3: ", "cmd/b.go:3: ", "c.md:3: ", "c.md:8: "} {
+	assert.Equal(t, 5, faults)
+	for _, at := range []string{"a.go:3: ", "a.go:7: ", "cmd/b.go:3: ", "c.md:3: ", "c.md:8: "} {
 		assert.Contains(t, out.String(), at)
 	}
 

@@ -32,6 +32,8 @@ type passage struct {
 	line  int
 	text  string
 	table bool // a cell, which may be longer than a sentence
+	// message says that the text is an error's or a log line's: a clause that others are put before and after.
+	message bool
 }
 
 // fault is a sentence that breaks a rule.
@@ -43,6 +45,9 @@ type fault struct {
 // check checks the sentences of passages.
 func check(passages []passage) (faults []fault) {
 	for _, p := range passages {
+		if p.message && isSentence(p.text) {
+			faults = append(faults, fault{p.line, "a message is a clause: no large first letter, no full stop", p.text})
+		}
 		for _, sentence := range sentences(p.text) {
 			if strings.HasPrefix(sentence, "#") {
 				continue // a heading may be a question

@@ -1,48 +1,82 @@
 package main
 
 import (
+	"cmp"
 	"go/ast"
 	"go/parser"
 	"go/token"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 )
 
-// leastWords is the number of words from which on a string of a command is taken for text.
+// leastWords is the number of words from which on a string is taken for text, wherever it stands.
 const leastWords = 4
 
-// goPassages returns the comments of a Go file. Of a command's file it returns strings too, which are helps and messages.
+// script matches the begin of a shell script.
+var script = regexp.MustCompile(`^\s*(?:#!|set -)`)
+
+// goPassages returns the comments of a Go file. Of a file that is no test it returns strings too: messages and helps.
 func goPassages(file string) ([]passage, error) {
 	fset := token.NewFileSet()
 	parsed, err := parser.ParseFile(fset, file, nil, parser.ParseComments|parser.SkipObjectResolution)
 	if err != nil {
 		return nil, err
 	}
+	isTest := strings.HasSuffix(file, "_test.go")
 	var passages []passage
 	for _, group := range parsed.Comments {
-		if strings.HasPrefix(group.Text(), "Output:") && strings.HasSuffix(file, "_test.go") {
+		if strings.HasPrefix(group.Text(), "Output:") && isTest {
 			continue // the output of an example
 		}
 		passages = append(passages, passage{line: fset.Position(group.Pos()).Line, text: withoutIndented(group.Text())})
 	}
-	if !strings.HasPrefix(filepath.ToSlash(file), "cmd/") || strings.HasSuffix(file, "_test.go") {
-		return passages, nil
+	if !isTest {
+		passages = append(passages, stringsOf(fset, parsed)...)
 	}
-	ast.Inspect(parsed, func(n ast.Node) bool {
-		literal, ok := n.(*ast.BasicLit)
-		if !ok || literal.Kind != token.STRING {
-			return true
-		}
-		text, err := strconv.Unquote(literal.Value)
-		if err == nil && len(strings.Fields(text)) >= leastWords {
-			passages = append(passages, passage{line: fset.Position(literal.Pos()).Line, text: withoutIndented(text)})
+	return passages, nil
+}
+
+// stringsOf returns the messages of a file, and its other strings of leastWords or more. Parts that the source joins by "+"
+// are read as a whole.
+func stringsOf(fset *token.FileSet, file *ast.File) (passages []passage) {
+	messages := messagesOf(file)
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.ImportSpec, *ast.Field:
+			return false // a path, a type with the tags of its fields
+		case ast.Expr:
+			text, ok := textOf(n)
+			if !ok {
+				return true
+			}
+			if isMessage := messages[n]; isMessage || !script.MatchString(text) && len(strings.Fields(text)) >= leastWords {
+				at := fset.Position(n.Pos()).Line
+				passages = append(passages, passage{line: at, text: withoutIndented(text), message: isMessage})
+			}
+			return false
 		}
 		return true
 	})
-	return passages, nil
+	return passages
+}
+
+// textOf returns the text of a string, or of several that are joined by "+". A part that is no literal reads as "x".
+func textOf(e ast.Expr) (text string, ok bool) {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		text, err := strconv.Unquote(e.Value)
+		return text, err == nil && e.Kind == token.STRING
+	case *ast.BinaryExpr:
+		left, leftOK := textOf(e.X)
+		right, rightOK := textOf(e.Y)
+		if e.Op != token.ADD || !leftOK && !rightOK {
+			return "", false
+		}
+		return cmp.Or(left, "x") + cmp.Or(right, "x"), true
+	}
+	return "", false
 }
 
 // withoutIndented empties the lines that begin with a space or tab, which are code or tables.

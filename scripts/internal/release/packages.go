@@ -64,9 +64,9 @@ func (b build) packageInfo(p program, place func(string) string) (*nfpm.Info, er
 		Homepage:   "https://github.com/cowshed/cowshed",
 		License:    "Apache-2.0",
 		Description: `container layers as copy-on-write volumes of btrfs and ZFS
-The daemon is snapshotter and differ of containerd, and through it of Docker
-and Kubernetes, and a graph driver plugin for older Docker Engines. The command
-makes, compares, limits and removes layers, and imports and exports images.`,
+The daemon is snapshotter and differ of containerd, which Docker and Kubernetes
+use. For older Docker Engines it is a graph driver plugin. The command makes,
+compares, limits and removes layers, and imports and exports images.`,
 		MTime:           p.date,
 		DisableGlobbing: true,
 		Overridables: nfpm.Overridables{

@@ -26,7 +26,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/cowshed/cowshed/internal/containerdapi"
 )
 
 // patience is how long a request may take, and a new connection, while the daemon is restarted on a slow machine.
@@ -50,7 +51,7 @@ func main() {
 }
 
 func run(ctx context.Context, socket string, duration time.Duration, clients int, keep, has string) error {
-	connection, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	connection, err := containerdapi.Dial(socket,
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: patience}))
 	if err != nil {
 		return err
